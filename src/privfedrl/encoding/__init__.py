@@ -1,0 +1,16 @@
+"""Clipped units to ring vectors: public rotation, checked integer rounding, fixed point."""
+
+from __future__ import annotations
+
+from privfedrl.encoding.fixed_point import FixedPoint, RingArray
+from privfedrl.encoding.rotation import Rotation, walsh_hadamard
+from privfedrl.encoding.rounding import round_units, rounding_bound
+
+__all__ = [
+    "FixedPoint",
+    "RingArray",
+    "Rotation",
+    "round_units",
+    "rounding_bound",
+    "walsh_hadamard",
+]

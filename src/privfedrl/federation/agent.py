@@ -1,0 +1,194 @@
+"""One agent: private experience in, protected bytes out.
+
+Guarantee: the only data-dependent bytes that leave an agent are its masked vector (clipped, rotated,
+rounded, noised) and shares of one-time masks, and the agent's own ledger holds a durable charge
+before the masked vector leaves. An environment that fails contributes zeros and a noise share, so
+that nobody can tell; the fault stays in ``agent.fault``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.errors import ConfigurationError, EnvironmentFault, LocalProtocolError, ProtocolError
+from privfedrl.federation.broadcast import model_digest, unpack_broadcast
+from privfedrl.federation.contribution import Contribution, contribute
+from privfedrl.federation.setup import round_setup
+from privfedrl.plan import Plan
+from privfedrl.primitives.random import Entropy, system_entropy
+from privfedrl.privacy import Charge, Ledger
+from privfedrl.rollout import TrajectoryBatch
+from privfedrl.secagg import (
+    Identity,
+    Journal,
+    Outgoing,
+    Registry,
+    RoundConfig,
+    SecAggClient,
+    read_config,
+)
+
+__all__ = ["Agent", "Experience"]
+
+# (parameters float64 [d], round, attempt, local step) -> fresh, whole trajectories
+Experience = Callable[[NDArray[np.float64], int, int, int], TrajectoryBatch]
+
+
+class Agent:
+    """A participant that learns: start, receive, finished.
+
+    One object takes part in any number of rounds, one after the other. It owns no socket, thread or
+    clock. After ``ProtocolError`` from :meth:`receive` the object is either unchanged (the bytes
+    were not from whom they claim) or finished (the round is over for it); :attr:`finished` tells.
+
+    Args:
+        plan: the agent's own copy; nothing in it is taken from the coordinator.
+        identity: long-term signing key; its name must be in ``registry``.
+        registry: who else takes part, distributed out of band.
+        ledger: the agent's own; charged before anything leaves.
+        experience: collects one fresh batch; see :data:`Experience`.
+        journal: durable record of single-use steps. It must outlive the process.
+        entropy: source of keys, masks and noise; the system's unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        identity: Identity,
+        registry: Registry,
+        ledger: Ledger,
+        experience: Experience,
+        journal: Journal,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        if plan.protection.kind == "none":
+            raise ConfigurationError(
+                "protection.kind must be 'pairwise' for an agent, got 'none': only the simulator "
+                "runs unprotected plans, and no bytes of it leave a process"
+            )
+        self._plan = plan
+        self._setup = round_setup(plan)
+        self._identity = identity
+        self._registry = registry
+        self._ledger = ledger
+        self._experience = experience
+        self._journal = journal
+        self._entropy = entropy
+        self._client: SecAggClient | None = None
+        self._reservation: int | None = None
+        self._config: RoundConfig | None = None
+        self.fault: EnvironmentFault | None = None
+
+    def __repr__(self) -> str:
+        phase = self._client.phase.name if self._client else "IDLE"
+        return f"Agent({self.name!r}, phase={phase})"
+
+    @property
+    def name(self) -> str:
+        """The name under which the registry knows this agent."""
+        return self._identity.name
+
+    @property
+    def finished(self) -> bool:
+        """True when no round is in progress."""
+        return self._client is None or self._client.finished
+
+    def start(self, broadcast: bytes) -> list[Outgoing]:
+        """Verify the opening of a round, collect fresh trajectories, advertise keys.
+
+        Raises:
+            LocalProtocolError: a round is in progress.
+            ProtocolError: the broadcast is not the coordinator's, or about another plan or policy.
+        """
+        if not self.finished:
+            raise LocalProtocolError("start: a round is in progress; finish or drop it first")
+        num_parameters = self._setup.policy.num_parameters
+        signed, parameters = unpack_broadcast(broadcast, num_parameters=num_parameters)
+        config = self._verified(signed, parameters)
+        contribution = self._contribution(config, parameters)
+        self._client = self._new_client()
+        self._config = config
+        self._reservation = None
+        return self._client.start(
+            signed,
+            contribution.vector,
+            model_digest=config.model_digest,
+            before_release=lambda: self._charge(config, contribution),
+        )
+
+    def receive(self, data: bytes) -> list[Outgoing]:
+        """Take one message of the coordinator; returns what to send back."""
+        if self._client is None:
+            raise LocalProtocolError("receive: no round is in progress; call start first")
+        outgoing = self._client.receive(data)
+        if self._client.finished:
+            self._settle(self._client)
+        return outgoing
+
+    def abandon(self) -> None:
+        """Forget the round in progress; a charge that was made stands."""
+        self._client = None
+
+    def _new_client(self) -> SecAggClient:
+        if self._setup.parameters is None:
+            raise AssertionError("unreachable: refused in the constructor")
+        return SecAggClient(
+            identity=self._identity,
+            registry=self._registry,
+            parameters=self._setup.parameters,
+            plan_digest=self._plan.digest,
+            journal=self._journal,
+            entropy=self._entropy,
+        )
+
+    def _verified(self, signed: bytes, parameters: NDArray[np.float64]) -> RoundConfig:
+        if self._setup.parameters is None:
+            raise AssertionError("unreachable: refused in the constructor")
+        config = read_config(
+            signed,
+            registry=self._registry,
+            parameters=self._setup.parameters,
+            plan_digest=self._plan.digest,
+        )
+        if config.model_digest != model_digest(parameters):
+            raise ProtocolError("the parameters are not the ones in the signed configuration")
+        return config
+
+    def _contribution(self, config: RoundConfig, parameters: NDArray[np.float64]) -> Contribution:
+        contribution = contribute(
+            self._setup,
+            parameters,
+            experience=lambda theta, step: self._experience(
+                theta, config.round, config.attempt, step
+            ),
+            rotation_seed=config.round_seed,
+            entropy=self._entropy,
+        )
+        self.fault = contribution.fault
+        return contribution
+
+    def _charge(self, config: RoundConfig, contribution: Contribution) -> None:
+        self._reservation = self._ledger.reserve(
+            Charge(
+                plan_digest=self._plan.digest,
+                release_id=f"{config.task_id.hex()}/{config.round}/{config.attempt}",
+                group=contribution.batch_id.hex(),
+                unit=self._plan.unit,
+                adversary=self._setup.adversary,
+                event=self._setup.worst_event,
+                epsilon=self._plan.privacy.epsilon,
+                delta=self._plan.privacy.delta,
+            )
+        )
+
+    def _settle(self, client: SecAggClient) -> None:
+        """Replace the worst case by what the signed survivor list proves, once, if it is known."""
+        if self._reservation is None or not client.survivors:
+            return
+        honest = len(client.survivors) - self._plan.privacy.max_colluding
+        self._ledger.settle(self._reservation, self._setup.event(honest))
+        self._reservation = None

@@ -1,0 +1,312 @@
+"""The coordinator: opens rounds, forms the sum of the survivors, charges it, moves the policy.
+
+Guarantee: nothing is asked of an agent before the round's worst case is durably reserved, and no
+mask is removed before the ledger has accepted the survivors. A coordinator sees one sum a round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.errors import ConfigurationError, LocalProtocolError
+from privfedrl.federation.broadcast import model_digest, pack_broadcast
+from privfedrl.federation.setup import RoundSetup, round_setup
+from privfedrl.federation.strategies import (
+    OptimizerState,
+    ReleasedMean,
+    initial_state,
+    released_mean,
+    server_step,
+)
+from privfedrl.plan import Plan
+from privfedrl.primitives.random import Entropy, system_entropy
+from privfedrl.privacy import Charge, Ledger
+from privfedrl.secagg import Identity, Outgoing, Registry, SecAggServer
+
+__all__ = ["Coordinator", "FederationState", "RoundResult", "initial_federation_state"]
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FederationState:
+    """Everything a coordinator needs to open the next round; a value that can be saved.
+
+    Attributes:
+        task_id: random identity of the run, 32 bytes.
+        round: completed rounds = index of the next one.
+        parameters: float64 [d], the released policy.
+        optimizer: of the server.
+        transcript: digest of the last round's transcript, 32 bytes; zeros before the first.
+    """
+
+    task_id: bytes
+    round: int
+    parameters: Vector
+    optimizer: OptimizerState
+    transcript: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoundResult:
+    """What a completed round released, and to whom it is owed.
+
+    Attributes:
+        round: its index, from 0.
+        attempt: how many tries of this round came before.
+        parameters: float64 [d], the new policy.
+        survivors: names of the agents in the sum; public.
+        released: the decoded, noised mean.
+        transcript: the signed record, bytes; empty in an unprotected simulation.
+    """
+
+    round: int
+    attempt: int
+    parameters: Vector
+    survivors: tuple[str, ...]
+    released: ReleasedMean
+    transcript: bytes
+
+
+def initial_federation_state(task_id: bytes, parameters: Vector) -> FederationState:
+    """State before the first round."""
+    return FederationState(
+        task_id=task_id,
+        round=0,
+        parameters=parameters,
+        optimizer=initial_state(parameters.shape[0]),
+        transcript=bytes(32),
+    )
+
+
+class Coordinator:
+    """The four verbs of a round: open_round, receive, close_phase, result.
+
+    It owns no socket, thread or clock: the caller decides when a phase is over.
+
+    Args:
+        plan: the coordinator's copy; agents with another one refuse the round.
+        identity: signing key, role "coordinator" in ``registry``.
+        registry: the agents that may take part.
+        ledger: charged before agents are asked for anything.
+        state: where to go on from; a fresh run starts with :func:`initial_federation_state`.
+        entropy: source of the public rotation seeds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        identity: Identity,
+        registry: Registry,
+        ledger: Ledger,
+        state: FederationState,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        self._plan = plan
+        self._setup = round_setup(plan)
+        expected = self._setup.policy.num_parameters
+        if state.parameters.shape != (expected,):
+            raise ConfigurationError(
+                f"parameters must have shape ({expected},) for the plan's policy, "
+                f"got {state.parameters.shape}"
+            )
+        self._identity = identity
+        self._registry = registry
+        self._ledger = ledger
+        self._entropy = entropy
+        self._state = state
+        self._server: SecAggServer | None = None
+        self._opening: _Opening | None = None
+        self._result: RoundResult | None = None
+
+    @property
+    def state(self) -> FederationState:
+        """The state after the last completed round."""
+        return self._state
+
+    @property
+    def setup(self) -> RoundSetup:
+        """What the plan means in numbers."""
+        return self._setup
+
+    @property
+    def finished(self) -> bool:
+        """True when no round is in progress: it has a result or was aborted."""
+        return self._server is None or self._server.finished
+
+    def open_round(self, parameters: Vector | None = None) -> list[Outgoing]:
+        """Reserve the round's worst case, then invite every registered agent.
+
+        Args:
+            parameters: float64 [d], to train another policy than the last result; None = go on.
+        Raises:
+            BudgetExceeded: the ledger refuses; nothing was sent.
+            LocalProtocolError: a round is in progress.
+        """
+        if not self.finished:
+            raise LocalProtocolError("open_round: a round is in progress")
+        if parameters is not None:
+            self._state = _with_parameters(self._state, parameters)
+        opening = reserve_round(self._setup, self._ledger, self._state, self._entropy)
+        server = self._new_server(opening)
+        invitations = server.start(
+            task_id=self._state.task_id,
+            round=self._state.round,
+            attempt=opening.attempt,
+            model_digest=model_digest(self._state.parameters),
+            previous_transcript=self._state.transcript,
+            round_seed=opening.seed,
+        )
+        self._server, self._opening, self._result = server, opening, None
+        return [
+            Outgoing(
+                recipient=invitation.recipient,
+                data=pack_broadcast(invitation.data, self._state.parameters),
+            )
+            for invitation in invitations
+        ]
+
+    def receive(self, data: bytes) -> list[Outgoing]:
+        """Take one message of an agent. Raises ProtocolError with the state unchanged."""
+        return self._running().receive(data)
+
+    def close_phase(self) -> list[Outgoing]:
+        """The caller's deadline: go on with the agents that answered, or abort."""
+        return self._running().close_phase()
+
+    def result(self) -> RoundResult:
+        """The new policy.
+
+        Raises:
+            LocalProtocolError: the round is still open.
+            RoundAborted: there is no sum; the reservation stands.
+        """
+        if self._result is None:
+            server, opening = self._running(), self._opening
+            if opening is None or not server.finished:
+                raise LocalProtocolError("result: the round is still open")
+            total = server.result()
+            transcript = server.transcript(ledger_head=bytes.fromhex(self._ledger.head))
+            self._state, self._result = advance(
+                self._setup,
+                self._state,
+                opening,
+                total.vector,
+                total.survivors,
+                transcript=transcript.to_bytes(),
+                transcript_digest=transcript.digest,
+            )
+        return self._result
+
+    def _running(self) -> SecAggServer:
+        if self._server is None:
+            raise LocalProtocolError("no round was opened; call open_round first")
+        return self._server
+
+    def _new_server(self, opening: _Opening) -> SecAggServer:
+        if self._setup.parameters is None:
+            raise ConfigurationError(
+                "protection.kind must be 'pairwise' for a coordinator, got 'none': only the "
+                "simulator runs unprotected plans"
+            )
+        return SecAggServer(
+            identity=self._identity,
+            registry=self._registry,
+            parameters=self._setup.parameters,
+            plan_digest=self._plan.digest,
+            entropy=self._entropy,
+            before_unmask=lambda survivors: settle_round(
+                self._setup, self._ledger, opening, len(survivors)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opening:
+    reservation: int
+    attempt: int
+    seed: bytes
+
+
+def reserve_round(
+    setup: RoundSetup, ledger: Ledger, state: FederationState, entropy: Entropy
+) -> _Opening:
+    """Charge the costliest outcome of the next attempt, durably, before anybody is asked."""
+    plan = setup.plan
+    prefix = f"{state.task_id.hex()}/{state.round}/"
+    attempt = len(ledger.reservations(plan_digest=plan.digest, prefix=prefix))
+    release_id = f"{prefix}{attempt}"
+    reservation = ledger.reserve(
+        Charge(
+            plan_digest=plan.digest,
+            release_id=release_id,
+            group=release_id,  # agents vouch, in their own ledgers, that its trajectories are fresh
+            unit=plan.unit,
+            adversary=setup.adversary,
+            event=setup.worst_event,
+            epsilon=setup.budget,
+            delta=plan.privacy.delta,
+        )
+    )
+    return _Opening(reservation=reservation, attempt=attempt, seed=entropy(32))
+
+
+def settle_round(setup: RoundSetup, ledger: Ledger, opening: _Opening, survivors: int) -> None:
+    """Replace the reserved worst case by the shares of the survivors less the colluders."""
+    honest = survivors - setup.plan.privacy.max_colluding
+    ledger.settle(opening.reservation, setup.event(honest), note=f"survivors={survivors}")
+
+
+def advance(
+    setup: RoundSetup,
+    state: FederationState,
+    opening: _Opening,
+    ring_sum: NDArray[np.unsignedinteger],
+    survivors: tuple[str, ...],
+    *,
+    transcript: bytes,
+    transcript_digest: bytes,
+) -> tuple[FederationState, RoundResult]:
+    """Post-process an opened sum into the next state. Pure."""
+    released = released_mean(setup, ring_sum, survivors=len(survivors), seed=opening.seed)
+    parameters, optimizer = server_step(
+        setup.plan.federation,
+        state.parameters,
+        state.optimizer,
+        released.direction,
+        noise_variance=released.noise_variance,
+    )
+    following = FederationState(
+        task_id=state.task_id,
+        round=state.round + 1,
+        parameters=parameters,
+        optimizer=optimizer,
+        transcript=transcript_digest,
+    )
+    result = RoundResult(
+        round=state.round,
+        attempt=opening.attempt,
+        parameters=parameters,
+        survivors=survivors,
+        released=released,
+        transcript=transcript,
+    )
+    return following, result
+
+
+def _with_parameters(state: FederationState, parameters: Vector) -> FederationState:
+    if parameters.shape != state.parameters.shape or not np.isfinite(parameters).all():
+        raise ConfigurationError(
+            f"parameters must be finite with shape {state.parameters.shape}, got {parameters.shape}"
+        )
+    return FederationState(
+        task_id=state.task_id,
+        round=state.round,
+        parameters=parameters.astype(np.float64),
+        optimizer=state.optimizer,
+        transcript=state.transcript,
+    )

@@ -1,0 +1,161 @@
+"""From a plan to the objects that carry it out: policy shape, codec, noise, protocol parameters.
+
+Guarantee: agent, coordinator, promise and statement derive the clip, the sensitivity, the noise
+share and the threshold from the same pure function of the plan, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from privfedrl.encoding import FixedPoint
+from privfedrl.errors import ConfigurationError
+from privfedrl.plan import Plan
+from privfedrl.privacy import (
+    DistributedSkellam,
+    DpEvent,
+    IntegerSensitivity,
+    SkellamEvent,
+    UnboundedEvent,
+    Unit,
+    calibrate_skellam,
+)
+from privfedrl.rollout import MlpPolicy
+from privfedrl.secagg import SecAggParameters
+
+__all__ = ["RoundSetup", "round_setup"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSetup:
+    """What every round of a plan uses.
+
+    Attributes:
+        plan: the plan that all of this follows from.
+        policy: shape of the policy; its parameters are the first coordinates of a contribution.
+        dimension: coordinates of a contribution before padding (parameters and released metrics).
+        total_clip: L2 norm that bounds one unit's whole row, metrics included.
+        sensitivity: how far one unit can move the integer sum.
+        codec: clipped rows to ring vectors and back.
+        mechanism: the noise share of each agent, or None in a control run without noise.
+        parameters: of the secure aggregation; None where the plan has no protection.
+        adversary: whom the plan's epsilon is about.
+    """
+
+    plan: Plan
+    policy: MlpPolicy
+    dimension: int
+    total_clip: float
+    sensitivity: IntegerSensitivity
+    codec: FixedPoint
+    mechanism: DistributedSkellam | None
+    parameters: SecAggParameters | None
+    adversary: str
+
+    def event(self, honest_survivors: int) -> DpEvent:
+        """The release of one round when ``honest_survivors`` shares are unknown to the adversary."""
+        if self.mechanism is None:
+            return UnboundedEvent(unit=self.plan.unit)
+        return self.mechanism.event(honest_survivors)
+
+    @property
+    def worst_event(self) -> DpEvent:
+        """The costliest release that the protocol allows: exactly the threshold survives."""
+        return self.event(self.plan.honest_floor)
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of one agent's share in real units, per coordinate."""
+        if self.mechanism is None:
+            return 0.0
+        return math.sqrt(self.mechanism.share_variance) * self.total_clip / self.codec.resolution
+
+    @property
+    def noise_multiplier(self) -> float:
+        """sigma / clip of the noise that the honest survivors carry at the threshold."""
+        return self.noise_std * math.sqrt(self.plan.honest_floor) / self.total_clip
+
+
+def round_setup(plan: Plan) -> RoundSetup:
+    """Derive everything from ``plan``.
+
+    Raises:
+        ConfigurationError: the ring is too narrow, the noise cannot be calibrated, the protocol
+            parameters are infeasible.
+    """
+    return _cached(plan)
+
+
+@lru_cache(maxsize=16)
+def _cached(plan: Plan) -> RoundSetup:
+    policy = MlpPolicy(
+        observation_size=plan.policy.observations,
+        hidden=plan.policy.hidden,
+        action_kind="categorical" if plan.policy.action_kind == "discrete" else "gaussian",
+        action_size=plan.policy.actions,
+    )
+    privacy = plan.privacy
+    release = privacy.mean_return
+    dimension = policy.num_parameters + (0 if release is None else 1)
+    total_clip = privacy.clip_norm * math.sqrt(1 + (0 if release is None else release.weight**2))
+    bound = FixedPoint.sensitivity_of(
+        resolution=plan.encoding.resolution, dimension=dimension, unit=plan.unit
+    )
+    mechanism = _mechanism(plan, bound, dimension)
+    share = 0 if mechanism is None else mechanism.share_variance
+    codec = FixedPoint(
+        ring_bits=plan.encoding.ring_bits,
+        dimension=dimension,
+        resolution=plan.encoding.resolution,
+        clip_norm=total_clip,
+        max_units=plan.public_denominator,
+        noise_variance=share * plan.fleet.agents,
+    )
+    return RoundSetup(
+        plan=plan,
+        policy=policy,
+        dimension=dimension,
+        total_clip=total_clip,
+        sensitivity=bound,
+        codec=codec,
+        mechanism=mechanism,
+        parameters=_parameters(plan, codec),
+        adversary=_adversary(plan),
+    )
+
+
+def _mechanism(plan: Plan, bound: IntegerSensitivity, dimension: int) -> DistributedSkellam | None:
+    if plan.privacy.mechanism == "none":
+        return None
+    return calibrate_skellam(
+        sensitivity=bound,
+        min_honest=plan.honest_floor,
+        epsilon=plan.privacy.epsilon,
+        delta=plan.privacy.delta,
+        num_coordinates=padded_dimension(dimension),
+        participations=1 if plan.unit is Unit.TRAJECTORY else plan.federation.rounds,
+    )
+
+
+def _parameters(plan: Plan, codec: FixedPoint) -> SecAggParameters | None:
+    if plan.protection.kind == "none":
+        return None
+    return SecAggParameters(
+        num_clients=plan.fleet.agents,
+        max_colluding=plan.privacy.max_colluding,
+        vector_length=codec.padded,
+        ring_bits=plan.encoding.ring_bits,
+        threshold=plan.threshold,
+        min_clients=plan.protection.min_clients,
+        min_honest=plan.protection.min_honest,
+    )
+
+
+def _adversary(plan: Plan) -> str:
+    if plan.privacy.mechanism == "none":
+        return "nobody"
+    if plan.protection.kind == "none":
+        return "public"
+    return f"coordinator+{plan.privacy.max_colluding}"

@@ -1,0 +1,369 @@
+"""The plan: every parameter that privacy or safety depends on, frozen, with one digest.
+
+Guarantee: two plans with equal digests promise the same thing. Each agent pins its own copy; the
+digest enters every key derivation, signature and ledger entry, so a coordinator with another plan
+gets no sum. ``[simulation]`` is outside the digest: it exists only where no real agent takes part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from privfedrl.errors import ConfigurationError, StorageError
+from privfedrl.plan_rules import RULES
+from privfedrl.privacy.units import Unit
+
+if typing.TYPE_CHECKING:
+    from privfedrl.federation.promise import Promise
+
+__all__ = [
+    "EncodingPlan",
+    "FederationPlan",
+    "FleetPlan",
+    "MeanReturnRelease",
+    "Plan",
+    "PolicyPlan",
+    "PrivacyPlan",
+    "ProtectionPlan",
+    "SimulationPlan",
+    "TrainingPlan",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPlan:
+    """Who takes part and how much experience each agent collects in a round.
+
+    Attributes:
+        environment: Gymnasium id, e.g. "CartPole-v1".
+        agents: number of registered agents, n.
+        trajectories: trajectories per agent and round, B; public and fixed.
+        horizon: steps after which a trajectory is cut; public.
+        level: heterogeneity of the simulated fleet in [0, 1]; 0 = identical environments.
+    """
+
+    environment: str
+    agents: int
+    trajectories: int
+    horizon: int
+    level: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPlan:
+    """The shape of the policy network, stated so that nobody needs the environment to check it."""
+
+    observations: int
+    actions: int
+    action_kind: Literal["discrete", "continuous"] = "discrete"
+    hidden: tuple[int, ...] = (32,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """What an agent computes from its trajectories.
+
+    Attributes:
+        algorithm: "reinforce": per-trajectory policy gradient, returns whitened within the
+            trajectory.
+        gamma: discount in (0, 1].
+        entropy_weight: weight of the entropy bonus, >= 0.
+        truncation: what lies beyond a cut trajectory: "none" (nothing) or "continue" (its own mean
+            reward for ever; needs gamma < 1).
+        local_steps: gradient steps an agent takes before it sends; more needs unit "agent".
+        local_learning_rate: step size of local steps (strategy "fedavg").
+    """
+
+    algorithm: Literal["reinforce"] = "reinforce"
+    gamma: float = 1.0
+    entropy_weight: float = 0.0
+    truncation: Literal["none", "continue"] = "none"
+    local_steps: int = 1
+    local_learning_rate: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationPlan:
+    """How released sums become policies. All of it is post-processing of released values.
+
+    Attributes:
+        rounds: completed rounds in a run.
+        strategy: "fedsgd" (agents send gradients) or "fedavg" (agents send model deltas).
+        server_optimizer: "sgd" or "adam".
+        learning_rate: server step size at round 0.
+        learning_rate_decay: in [0, 1); the step size falls linearly to (1 - decay) of its start.
+        beta1, beta2, tau: Adam's constants (Reddi et al. 2021, Adaptive Federated Optimization).
+        bias_correction: subtract the known noise variance from Adam's second moment.
+    """
+
+    rounds: int
+    strategy: Literal["fedsgd", "fedavg"] = "fedsgd"
+    server_optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: float = 0.02
+    learning_rate_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    bias_correction: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanReturnRelease:
+    """One more coordinate of the protected vector: each unit's return, clipped to [low, high].
+
+    ``weight`` is its share of the clip norm: the total clip is clip_norm * sqrt(1 + weight^2).
+    """
+
+    low: float
+    high: float
+    weight: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """The promise: whose presence is hidden, from whom, how well.
+
+    Attributes:
+        mechanism: "skellam", or "none" for a control run that promises nothing.
+        unit: "trajectory" or "agent".
+        max_colluding: agents that may pool what they know with the coordinator. No default.
+        epsilon, delta: the promise for a whole run, against coordinator + max_colluding agents.
+        clip_norm: L2 norm to which every unit's contribution is clipped.
+        max_trajectories_per_unit: trajectories of a unit in a run; 1 for unit "trajectory".
+        mean_return: release the noised, clipped mean return, or nothing.
+    """
+
+    unit: Literal["trajectory", "person", "agent"]
+    max_colluding: int
+    mechanism: Literal["skellam", "none"] = "skellam"
+    epsilon: float = 1.0
+    delta: float = 1e-5
+    clip_norm: float = 1.0
+    max_trajectories_per_unit: int = 1
+    mean_return: MeanReturnRelease | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingPlan:
+    """The ring and the grid.
+
+    Attributes:
+        ring_bits: 32 or 64; residues are summed modulo 2^ring_bits.
+        resolution: grid steps per clip norm.
+    """
+
+    ring_bits: int = 32
+    resolution: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectionPlan:
+    """How the sum is formed so that nobody sees a single contribution.
+
+    Attributes:
+        kind: "pairwise" (double-masking secure aggregation) or "none" (simulation only).
+        threshold: survivors needed; None = floor((agents + max_colluding) / 2) + 1.
+        min_clients: smallest cohort an agent takes part in.
+        min_honest: honest survivors that every opened sum must hold.
+    """
+
+    kind: Literal["pairwise", "none"] = "pairwise"
+    threshold: int | None = None
+    min_clients: int = 5
+    min_honest: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationPlan:
+    """What only the simulator does: scheduled dropouts and oracle evaluation.
+
+    Attributes:
+        dropouts_per_round: agents that vanish in a random stage of each round.
+        evaluation_interval: rounds between greedy evaluations on the nominal environment.
+        evaluation_episodes: episodes of each evaluation.
+    """
+
+    dropouts_per_round: int = 0
+    evaluation_interval: int = 1
+    evaluation_episodes: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything an agent pins before it takes part. See :meth:`check` for what it promises."""
+
+    name: str
+    fleet: FleetPlan
+    policy: PolicyPlan
+    federation: FederationPlan
+    privacy: PrivacyPlan
+    training: TrainingPlan = field(default_factory=TrainingPlan)
+    encoding: EncodingPlan = field(default_factory=EncodingPlan)
+    protection: ProtectionPlan = field(default_factory=ProtectionPlan)
+    simulation: SimulationPlan = field(default_factory=SimulationPlan)
+
+    def __post_init__(self) -> None:
+        problems = [text for rule in RULES for text in rule(self)]
+        if problems:
+            raise _all_at_once(f"plan {self.name!r}", problems)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            StorageError: the file cannot be read.
+            ConfigurationError: not TOML, unknown or missing keys, wrong types, impossible values;
+                ``problems`` lists all of them.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"plan file {str(path)!r} cannot be read: {error}") from error
+        return cls.from_text(text, source=str(path))
+
+    @classmethod
+    def from_text(cls, text: str, *, source: str = "plan") -> Plan:
+        """Parse TOML text; see :meth:`from_toml`."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
+        problems: list[str] = []
+        arguments = _read_section(cls, data, "", problems)
+        if problems or arguments is None:
+            raise _all_at_once(source, problems)
+        plan: Plan = cls(**arguments)
+        return plan
+
+    def to_toml(self) -> str:
+        """TOML text; ``Plan.from_text(plan.to_toml()) == plan``."""
+        return "\n".join(_write_section(self, "")) + "\n"
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical form of everything but ``name`` and ``[simulation]``."""
+        pinned = _plain(self)
+        del pinned["name"], pinned["simulation"]
+        canonical = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(b"pfrl-plan/1\x00" + canonical.encode()).digest()
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of privacy as a type."""
+        return Unit(self.privacy.unit)
+
+    @property
+    def threshold(self) -> int:
+        """Survivors needed to open a sum, t."""
+        default = (self.fleet.agents + self.privacy.max_colluding) // 2 + 1
+        return default if self.protection.threshold is None else self.protection.threshold
+
+    @property
+    def honest_floor(self) -> int:
+        """Honest survivors in every opened sum, t - max_colluding: their shares carry the noise."""
+        return self.threshold - self.privacy.max_colluding
+
+    @property
+    def units_per_agent(self) -> int:
+        """Separately clipped rows in one agent's contribution."""
+        return self.fleet.trajectories if self.unit is Unit.TRAJECTORY else 1
+
+    @property
+    def public_denominator(self) -> int:
+        """Divisor of the sum when every registered agent survives; never data-dependent."""
+        return self.fleet.agents * self.units_per_agent
+
+    def replace(self, section: str, **changes: Any) -> Plan:
+        """A copy with one section changed: ``plan.replace("privacy", epsilon=2.0)``."""
+        changed = dataclasses.replace(getattr(self, section), **changes)
+        plan: Plan = dataclasses.replace(self, **{section: changed})
+        return plan
+
+    def check(self) -> Promise:
+        """What the plan promises and costs; raises with every infeasibility at once."""
+        from privfedrl.federation.promise import promise  # the promise needs every lower layer
+
+        return promise(self)
+
+
+def _all_at_once(source: str, problems: list[str]) -> ConfigurationError:
+    lines = "".join(f"\n  - {line}" for line in problems)
+    noun = "problem" if len(problems) == 1 else "problems"
+    return ConfigurationError(
+        f"{source} has {len(problems)} {noun}:{lines}", problems=tuple(problems)
+    )
+
+
+# --- TOML in and out ---------------------------------------------------------------------------
+
+
+def _read_section(
+    kind: type[Any], data: dict[str, Any], path: str, problems: list[str]
+) -> dict[str, Any] | None:
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    before = len(problems)
+    for key in sorted(set(data) - set(fields)):
+        problems.append(f"{path}{key} is not known here; expected one of {', '.join(fields)}")
+    arguments: dict[str, Any] = {}
+    for name, spec in fields.items():
+        if name in data:
+            arguments[name] = _read_value(hints[name], data[name], f"{path}{name}", problems)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            problems.append(f"{path}{name} is required and missing")
+    return arguments if len(problems) == before else None
+
+
+def _read_value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (option for option in options if option is not type(None))
+        return _read_value(inner, value, path, problems)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            problems.append(f"{path} must be a table, got {value!r}")
+            return None
+        arguments = _read_section(hint, value, f"{path}.", problems)
+        return None if arguments is None else hint(**arguments)
+    if origin is Literal:
+        if value not in options:
+            problems.append(f"{path} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
+            problems.append(f"{path} must be a list of integers, got {value!r}")
+            return ()
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        problems.append(f"{path} must be {hint.__name__}, got {value!r}")
+    return value
+
+
+def _write_section(value: Any, path: str) -> list[str]:
+    lines, tables = [], []
+    for spec in dataclasses.fields(value):
+        item = getattr(value, spec.name)
+        if item is None:
+            continue
+        if dataclasses.is_dataclass(item):
+            tables += ["", f"[{path}{spec.name}]", *_write_section(item, f"{path}{spec.name}.")]
+        else:
+            plain = list(item) if isinstance(item, tuple) else item
+            text = repr(item) if isinstance(item, float) else json.dumps(plain, ensure_ascii=False)
+            lines.append(f"{spec.name} = {text}")
+    return lines + tables
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return dataclasses.asdict(value)

@@ -1,0 +1,206 @@
+"""What must hold between the values of a plan. Each rule lists every problem that it finds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from privfedrl.plan import Plan
+
+__all__ = ["RULES"]
+
+
+def _number(
+    path: str, value: float, *, low: float, high: float, open_low: bool = False
+) -> list[str]:
+    inside = (low < value if open_low else low <= value) and value <= high
+    if math.isfinite(value) and inside:
+        return []
+    left = "(" if open_low else "["
+    return [f"{path} must lie in {left}{low:g}, {high:g}], got {value!r}"]
+
+
+def _fleet_rules(plan: Plan) -> list[str]:
+    fleet = plan.fleet
+    return [
+        *([] if fleet.environment else ["fleet.environment must be a Gymnasium id, got ''"]),
+        *_number("fleet.agents", fleet.agents, low=1, high=65_520),
+        *_number("fleet.trajectories", fleet.trajectories, low=1, high=1_000_000),
+        *_number("fleet.horizon", fleet.horizon, low=1, high=1_000_000),
+        *_number("fleet.level", fleet.level, low=0.0, high=1.0),
+    ]
+
+
+def _policy_rules(plan: Plan) -> list[str]:
+    policy = plan.policy
+    problems = [
+        *_number("policy.observations", policy.observations, low=1, high=1_000_000),
+        *_number("policy.actions", policy.actions, low=1, high=1_000_000),
+    ]
+    for index, width in enumerate(policy.hidden):
+        problems += _number(f"policy.hidden[{index}]", width, low=1, high=65_536)
+    if policy.action_kind == "discrete" and policy.actions < 2:
+        problems.append(f"policy.actions must be >= 2 when discrete, got {policy.actions}")
+    return problems
+
+
+def _training_rules(plan: Plan) -> list[str]:
+    training = plan.training
+    problems = [
+        *_number("training.gamma", training.gamma, low=0.0, high=1.0, open_low=True),
+        *_number("training.entropy_weight", training.entropy_weight, low=0.0, high=1e3),
+        *_number("training.local_steps", training.local_steps, low=1, high=10_000),
+        *_number(
+            "training.local_learning_rate",
+            training.local_learning_rate,
+            low=0.0,
+            high=1e6,
+            open_low=True,
+        ),
+    ]
+    if training.truncation == "continue" and training.gamma >= 1.0:
+        problems.append(
+            "training.truncation = 'continue' needs training.gamma < 1, "
+            f"got {training.gamma!r} (the continued return would be infinite)"
+        )
+    return problems
+
+
+def _federation_rules(plan: Plan) -> list[str]:
+    federation = plan.federation
+    return [
+        *_number("federation.rounds", federation.rounds, low=1, high=1_000_000),
+        *_number(
+            "federation.learning_rate", federation.learning_rate, low=0.0, high=1e6, open_low=True
+        ),
+        *_number(
+            "federation.learning_rate_decay", federation.learning_rate_decay, low=0.0, high=1.0
+        ),
+        *_number("federation.beta1", federation.beta1, low=0.0, high=0.999_999),
+        *_number("federation.beta2", federation.beta2, low=0.0, high=0.999_999),
+        *_number("federation.tau", federation.tau, low=0.0, high=1e3, open_low=True),
+    ]
+
+
+def _privacy_rules(plan: Plan) -> list[str]:
+    privacy = plan.privacy
+    problems = [
+        *_number("privacy.epsilon", privacy.epsilon, low=0.0, high=1_000.0, open_low=True),
+        *_number("privacy.delta", privacy.delta, low=0.0, high=0.1, open_low=True),
+        *_number("privacy.clip_norm", privacy.clip_norm, low=0.0, high=1e9, open_low=True),
+        *_number("privacy.max_colluding", privacy.max_colluding, low=0, high=65_520),
+        *_number(
+            "privacy.max_trajectories_per_unit",
+            privacy.max_trajectories_per_unit,
+            low=1,
+            high=10**9,
+        ),
+    ]
+    release = privacy.mean_return
+    if release is not None:
+        problems += _number(
+            "privacy.mean_return.weight", release.weight, low=0, high=10, open_low=True
+        )
+        if not (math.isfinite(release.low) and math.isfinite(release.high)):
+            problems.append("privacy.mean_return.low and high must be finite")
+        elif not release.low < release.high:
+            problems.append(
+                f"privacy.mean_return.low must be < high, got {release.low!r} and {release.high!r}"
+            )
+        if privacy.unit == "agent":
+            problems.append("privacy.mean_return needs unit 'trajectory'; drop it for unit 'agent'")
+    return problems
+
+
+def _unit_rules(plan: Plan) -> list[str]:
+    privacy, problems = plan.privacy, []
+    if privacy.unit == "person":
+        problems.append(
+            "privacy.unit = 'person' is not offered yet: no trainer sums a subject's trajectories "
+            "before clipping; use 'agent' (sound, dearer) or 'trajectory' (one per subject)"
+        )
+    if privacy.unit == "trajectory":
+        if privacy.max_trajectories_per_unit != 1:
+            problems.append(
+                "privacy.max_trajectories_per_unit must be 1 for unit 'trajectory', got "
+                f"{privacy.max_trajectories_per_unit}: a second trajectory of the same subject "
+                "would not compose in parallel"
+            )
+        if plan.training.local_steps != 1:
+            problems.append(
+                "training.local_steps must be 1 for unit 'trajectory', got "
+                f"{plan.training.local_steps}: later local iterates depend on earlier trajectories "
+                "without noise; use unit 'agent'"
+            )
+    if plan.federation.strategy == "fedsgd" and plan.training.local_steps != 1:
+        problems.append(
+            f"federation.strategy = 'fedsgd' sends one gradient, but training.local_steps is "
+            f"{plan.training.local_steps}; use 'fedavg'"
+        )
+    if privacy.unit == "agent" and plan.federation.strategy != "fedavg":
+        problems.append(
+            "privacy.unit = 'agent' clips the model delta: use federation.strategy = 'fedavg'"
+        )
+    return problems
+
+
+def _protection_rules(plan: Plan) -> list[str]:
+    protection, n, c = plan.protection, plan.fleet.agents, plan.privacy.max_colluding
+    problems = [
+        *_number("protection.min_clients", protection.min_clients, low=1, high=65_520),
+        *_number("protection.min_honest", protection.min_honest, low=1, high=65_520),
+    ]
+    if protection.kind == "none":
+        return problems
+    if c >= n:
+        return [*problems, f"privacy.max_colluding must be < fleet.agents = {n}, got {c}"]
+    if not (n + c) / 2 < plan.threshold <= n:
+        problems.append(
+            f"protection.threshold must be > (fleet.agents + privacy.max_colluding) / 2 = "
+            f"{(n + c) / 2:g} and <= {n}, got {plan.threshold}"
+        )
+    if plan.honest_floor < protection.min_honest:
+        problems.append(
+            "threshold - max_colluding must be >= protection.min_honest = "
+            f"{protection.min_honest}, got {plan.threshold} - {c}: more agents or fewer colluders"
+        )
+    if protection.min_clients > n:
+        problems.append(
+            f"protection.min_clients must be <= fleet.agents = {n}, got {protection.min_clients}"
+        )
+    return problems
+
+
+def _encoding_rules(plan: Plan) -> list[str]:
+    encoding, problems = plan.encoding, []
+    if encoding.ring_bits not in (32, 64):
+        problems.append(f"encoding.ring_bits must be 32 or 64, got {encoding.ring_bits}")
+    return [*problems, *_number("encoding.resolution", encoding.resolution, low=1, high=2**30)]
+
+
+def _simulation_rules(plan: Plan) -> list[str]:
+    simulation = plan.simulation
+    return [
+        *_number(
+            "simulation.dropouts_per_round",
+            simulation.dropouts_per_round,
+            low=0,
+            high=plan.fleet.agents,
+        ),
+        *_number("simulation.evaluation_interval", simulation.evaluation_interval, low=1, high=1e9),
+        *_number("simulation.evaluation_episodes", simulation.evaluation_episodes, low=1, high=1e6),
+    ]
+
+
+RULES = (
+    _fleet_rules,
+    _policy_rules,
+    _training_rules,
+    _federation_rules,
+    _privacy_rules,
+    _unit_rules,
+    _protection_rules,
+    _encoding_rules,
+    _simulation_rules,
+)

@@ -1,0 +1,52 @@
+"""Units, mechanisms, accounting: what a release was, what it costs, and who it protects.
+
+Nothing here knows of secure aggregation or of learning; numpy and scipy only.
+"""
+
+from __future__ import annotations
+
+from privfedrl.privacy.accountant import Spent, compose, epsilon, parallel
+from privfedrl.privacy.calibration import calibrate_skellam, mechanism_epsilon
+from privfedrl.privacy.events import (
+    DpEvent,
+    GaussianEvent,
+    NoReleaseEvent,
+    SkellamEvent,
+    UnboundedEvent,
+    event_from_dict,
+    event_to_dict,
+)
+from privfedrl.privacy.gdp import gaussian_delta, gaussian_epsilon, gaussian_noise_multiplier
+from privfedrl.privacy.mechanisms import DistributedSkellam
+from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
+from privfedrl.privacy.samplers import SkellamSampler, delta_of_sampler
+from privfedrl.privacy.units import Adjacency, IntegerSensitivity, Unit
+
+__all__ = [
+    "ORDERS",
+    "Adjacency",
+    "DistributedSkellam",
+    "DpEvent",
+    "GaussianEvent",
+    "IntegerSensitivity",
+    "NoReleaseEvent",
+    "SkellamEvent",
+    "SkellamSampler",
+    "Spent",
+    "UnboundedEvent",
+    "Unit",
+    "calibrate_skellam",
+    "compose",
+    "delta_of_sampler",
+    "epsilon",
+    "event_from_dict",
+    "event_to_dict",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "gaussian_noise_multiplier",
+    "gaussian_rdp",
+    "mechanism_epsilon",
+    "parallel",
+    "rdp_to_epsilon",
+    "skellam_rdp",
+]

@@ -1,0 +1,216 @@
+"""What a list of releases costs: never below the proven loss of the composition, never negative.
+
+Two rules, and no others:
+
+* sequential: releases that may touch the same unit add up (RDP curves add; a list of nothing but
+  unsubsampled Gaussian releases uses the exact curve, mu^2 = sum mu_r^2);
+* parallel: groups of releases that touch disjoint sets of units cost the maximum, for the same
+  delta (audits/proofs/parallel_composition.md).
+
+The cost of an event is computed once: a thousand equal rounds cost as much time as one.
+The sampler's own delta (``samplers.delta_of_sampler``) is not included: callers subtract it from
+the delta that they pass, as ``calibration`` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from privfedrl.errors import UnsupportedMechanism
+from privfedrl.privacy.events import (
+    DpEvent,
+    GaussianEvent,
+    NoReleaseEvent,
+    SkellamEvent,
+    UnboundedEvent,
+    unit_of,
+)
+from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
+from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
+from privfedrl.privacy.units import Adjacency, Unit
+
+__all__ = ["Spent", "compose", "epsilon", "parallel"]
+
+_Counts = tuple[tuple[DpEvent, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """An (epsilon, delta) statement and the bound that proves it.
+
+    Attributes:
+        epsilon: >= 0; inf when something left without noise.
+        delta: the delta that was asked for.
+        bound: ``no-release`` | ``exact-gdp`` | ``rdp`` | ``unbounded``; a figure that is the
+            maximum over disjoint groups carries the prefix ``parallel ``.
+        order: the Renyi order that attains the bound, if it is an RDP bound.
+    """
+
+    epsilon: float
+    delta: float
+    bound: str
+    order: float | None = None
+
+
+def epsilon(
+    events: Sequence[DpEvent], delta: float, *, adjacency: Adjacency = Adjacency.ADD_REMOVE
+) -> Spent:
+    """Cost of releases that may all touch the same unit (sequential composition).
+
+    Args:
+        events: any number, in any order; the result does not depend on the order.
+        delta: strictly between 0 and 1.
+        adjacency: REPLACE_ONE doubles every sensitivity.
+    Raises:
+        ConfigurationError: delta is out of range.
+        UnsupportedMechanism: an event is of an unknown kind, or two events name different units.
+    """
+    return _spent(_counted(events), check_delta(delta), adjacency)
+
+
+def parallel(
+    groups: Iterable[Sequence[DpEvent]],
+    delta: float,
+    *,
+    adjacency: Adjacency = Adjacency.ADD_REMOVE,
+) -> Spent:
+    """Cost of groups of releases, where no unit is touched by two groups: the maximum.
+
+    The caller vouches for the disjointness. Errors as for :func:`epsilon`.
+    """
+    check_delta(delta)
+    counted = [_counted(group) for group in groups]
+    distinct = set(counted)
+    _single_unit({_unit(counts) for counts in distinct if counts})
+    nothing = Spent(epsilon=0.0, delta=float(delta), bound="no-release")
+    costs = [_spent(counts, float(delta), adjacency) for counts in distinct]
+    worst = max(costs, key=lambda spent: spent.epsilon, default=nothing)
+    prefix = "parallel " if len(counted) > 1 and worst.epsilon > 0.0 else ""
+    return replace(worst, bound=prefix + worst.bound)
+
+
+def compose(
+    unit: Unit,
+    releases: Sequence[tuple[Hashable, DpEvent]],
+    delta: float,
+    *,
+    adjacency: Adjacency = Adjacency.ADD_REMOVE,
+) -> Spent:
+    """The bill of a run, by the unit of privacy.
+
+    TRAJECTORY: releases with the same key compose, different keys are disjoint sets of fresh
+    trajectories and cost the maximum. PERSON, AGENT: everything composes, the key is not used.
+
+    Args:
+        releases: (participant key, event). The key names the set of trajectories that the release
+            was computed from (for example the round); for frozensets the disjointness is checked.
+    Raises:
+        UnsupportedMechanism: an event is about another unit than ``unit``, or two frozenset keys
+            overlap without being equal.
+    """
+    for found in {unit_of(event) for event in _distinct(event for _, event in releases)}:
+        if found is not unit:
+            raise UnsupportedMechanism(
+                f"every event must be about the unit {unit.value!r}, found {found.value!r}"
+            )
+    if unit is not Unit.TRAJECTORY:
+        return epsilon([event for _, event in releases], delta, adjacency=adjacency)
+    groups: dict[Hashable, list[DpEvent]] = {}
+    for key, event in releases:
+        groups.setdefault(key, []).append(event)
+    _refuse_overlap(groups)
+    return parallel(groups.values(), delta, adjacency=adjacency)
+
+
+def _refuse_overlap(keys: Iterable[Hashable]) -> None:
+    owner: dict[Hashable, Hashable] = {}
+    for key in keys:
+        for member in key if isinstance(key, frozenset) else ():
+            if owner.setdefault(member, key) != key:
+                raise UnsupportedMechanism(
+                    "parallel composition needs disjoint sets of trajectories, found two sets "
+                    "that overlap"
+                )
+
+
+def _distinct(events: Iterable[DpEvent]) -> list[DpEvent]:
+    """One object per identity: cheap even for a million references to few events."""
+    return list({id(event): event for event in events}.values())
+
+
+def _counted(events: Sequence[DpEvent]) -> _Counts:
+    """Distinct events with multiplicities, in an order that does not depend on hashing.
+
+    Identities first: hashing a nested frozen value a million times would take seconds.
+    """
+    objects = _distinct(events)
+    _single_unit({unit_of(event) for event in objects})
+    by_identity = Counter(map(id, events))
+    counts: Counter[DpEvent] = Counter()
+    for event in objects:
+        counts[event] += by_identity[id(event)]
+    return tuple(sorted(counts.items(), key=_sort_key))
+
+
+def _sort_key(item: tuple[DpEvent, int]) -> tuple[str, float, int, int]:
+    match item[0]:
+        case SkellamEvent(sensitivity=bound, variance=variance):
+            return ("skellam", variance, bound.l2_squared, bound.l1)
+        case GaussianEvent(noise_multiplier=multiplier):
+            return ("gaussian", multiplier, 0, 0)
+        case other:
+            return (type(other).__name__, 0, 0, 0)
+
+
+def _unit(counts: _Counts) -> Unit:
+    return unit_of(counts[0][0])
+
+
+def _single_unit(units: set[Unit]) -> None:
+    if len(units) > 1:
+        names = ", ".join(sorted(unit.value for unit in units))
+        raise UnsupportedMechanism(f"events must share one unit of privacy, found {names}")
+
+
+@lru_cache(maxsize=4096)
+def _spent(counts: _Counts, delta: float, adjacency: Adjacency) -> Spent:
+    costly = [item for item in counts if not isinstance(item[0], NoReleaseEvent)]
+    if not costly:
+        return Spent(epsilon=0.0, delta=delta, bound="no-release")
+    if any(isinstance(event, UnboundedEvent) for event, _ in costly):
+        return Spent(epsilon=math.inf, delta=delta, bound="unbounded")
+    gaussian = [(event, n) for event, n in costly if isinstance(event, GaussianEvent)]
+    if len(gaussian) == len(costly):
+        factor = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
+        mu = factor * math.hypot(*(math.sqrt(n) / e.noise_multiplier for e, n in gaussian))
+        return Spent(epsilon=gaussian_epsilon(mu, delta), delta=delta, bound="exact-gdp")
+    total = np.zeros_like(ORDERS)
+    with np.errstate(over="ignore"):
+        for event, count in costly:
+            total += count * _curve(event, adjacency)
+    value, order = rdp_to_epsilon(total, ORDERS, delta)
+    return Spent(epsilon=value, delta=delta, bound="rdp", order=order)
+
+
+@lru_cache(maxsize=4096)
+def _curve(event: DpEvent, adjacency: Adjacency) -> npt.NDArray[np.float64]:
+    """RDP of one event at ORDERS; the caller must not write to it."""
+    match event:
+        case SkellamEvent(sensitivity=bound, variance=variance):
+            moved = SkellamEvent(sensitivity=bound.for_adjacency(adjacency), variance=variance)
+            curve = skellam_rdp(moved)
+        case GaussianEvent():
+            scale = 4.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
+            with np.errstate(over="ignore"):
+                curve = scale * gaussian_rdp(event)
+        case _:
+            raise UnsupportedMechanism(f"no RDP bound is known for {type(event).__name__}")
+    curve.flags.writeable = False
+    return curve

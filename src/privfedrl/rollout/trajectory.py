@@ -1,0 +1,69 @@
+"""The value that rollout hands to training: whole trajectories, padded to a public length."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.errors import EnvironmentFault
+
+__all__ = ["TrajectoryBatch"]
+
+Float = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrajectoryBatch:
+    """B whole trajectories of at most T steps, from their reset to their own end.
+
+    Guarantee: row i depends on trajectory i alone; steps past its end are zero and masked out.
+
+    Attributes:
+        observations: float32 [B, T, obs]; what the policy saw before each action.
+        actions: int64 [B, T] (discrete) or float32 [B, T, act] (continuous).
+        rewards: float32 [B, T], after each action.
+        mask: bool [B, T], True for steps that happened; every row is True then False.
+        terminated: bool [B], the environment's own end (no value beyond it).
+        truncated: bool [B], cut by a time limit (the environment's or the horizon T).
+        batch_id: random identity; a ledger spends it once, so no trajectory feeds two releases.
+    """
+
+    observations: Float
+    actions: NDArray[np.int64] | Float
+    rewards: Float
+    mask: Bool
+    terminated: Bool
+    truncated: Bool
+    batch_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+
+    def __post_init__(self) -> None:
+        rows, steps = self.mask.shape
+        shapes = {
+            "observations": (self.observations.shape[:2], (rows, steps)),
+            "actions": (self.actions.shape[:2], (rows, steps)),
+            "rewards": (self.rewards.shape, (rows, steps)),
+            "terminated": (self.terminated.shape, (rows,)),
+            "truncated": (self.truncated.shape, (rows,)),
+        }
+        for name, (found, expected) in shapes.items():
+            if found != expected:
+                raise EnvironmentFault(f"{name} must have shape {expected}, got {found}")
+
+    @property
+    def num_trajectories(self) -> int:
+        """B."""
+        return int(self.mask.shape[0])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [B], steps of each trajectory. Private: stays inside the agent."""
+        return self.mask.sum(axis=1, dtype=np.int64)
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """float64 [B], undiscounted. Private: stays inside the agent."""
+        return np.where(self.mask, self.rewards, 0.0).sum(axis=1, dtype=np.float64)

@@ -1,0 +1,259 @@
+"""Worker processes that roll slow environments out, one agent's batch each.
+
+Guarantee: the same generator state gives the same trajectories as in this process; an environment
+that raises, hangs or takes its process down costs that agent its batch and nobody else anything.
+
+Processes are spawned, never forked (threads and locks of the parent stay behind). As always with
+spawned processes, a script that uses them needs an ``if __name__ == "__main__"`` guard.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.envs import EnvSpec, VectorEnv, make_vector_env
+from privfedrl.errors import (
+    ConfigurationError,
+    EnvironmentFault,
+    LocalProtocolError,
+    MissingExtraError,
+)
+from privfedrl.rollout.collect import collect
+from privfedrl.rollout.policies import MlpPolicy
+from privfedrl.rollout.trajectory import TrajectoryBatch
+
+__all__ = ["RolloutWorkers"]
+
+_JOIN_TIMEOUT_S = 5.0
+_MAX_KEPT = 64  # environments per worker: a whole simulated fleet, yet bounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """Everything one agent's batch depends on."""
+
+    policy: MlpPolicy
+    parameters: NDArray[np.floating]
+    spec: EnvSpec
+    num_trajectories: int
+    horizon: int
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """A batch with the generator's new state, or the kind and text of the error."""
+
+    batch: TrajectoryBatch | None = None
+    rng_state: Any = None
+    error: str = ""
+    message: str = ""
+
+
+class RolloutWorkers:
+    """A reusable pool of rollout processes; use it as a context manager.
+
+    Args:
+        num_workers: processes, >= 1; they start with the first job.
+        timeout_s: longest time one agent's batch may take, None for no limit. A worker that is
+            late is ended and replaced.
+    """
+
+    def __init__(self, num_workers: int, *, timeout_s: float | None = None) -> None:
+        if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 1:
+            raise ConfigurationError(f"num_workers must be an integer >= 1, got {num_workers!r}")
+        if timeout_s is not None and not timeout_s > 0:
+            raise ConfigurationError(f"timeout_s must be positive or None, got {timeout_s!r}")
+        self._workers: list[_Worker | None] = [None] * num_workers
+        self._timeout_s = timeout_s
+        self._closed = False
+
+    def __enter__(self) -> RolloutWorkers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes; the pool is unusable afterwards."""
+        self._closed = True
+        for slot in range(len(self._workers)):
+            self._discard(slot)
+
+    def collect(
+        self,
+        policy: MlpPolicy,
+        parameters: NDArray[np.floating],
+        specs: Sequence[EnvSpec],
+        num_trajectories_each: int,
+        *,
+        horizon: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> list[TrajectoryBatch | EnvironmentFault]:
+        """As ``collect_fleet``; advances ``rngs`` as rolling in this process would."""
+        if self._closed:
+            raise LocalProtocolError("the rollout workers are closed")
+        jobs = [
+            _Job(
+                policy=policy,
+                parameters=policy.checked(parameters),
+                spec=spec,
+                num_trajectories=num_trajectories_each,
+                horizon=horizon,
+                rng=rng,
+            )
+            for spec, rng in zip(specs, rngs, strict=True)
+        ]
+        answers = self._run(jobs)
+        return [_outcome(job, answer) for job, answer in zip(jobs, answers, strict=True)]
+
+    def _run(self, jobs: Sequence[_Job]) -> list[_Answer]:
+        """Hand the jobs out as workers become free; one answer per job."""
+        answers = [_Answer(error="lost")] * len(jobs)
+        waiting = deque(range(len(jobs)))
+        busy: dict[int, tuple[int, float]] = {}  # slot -> (job, deadline)
+        try:
+            while waiting or busy:
+                for slot in range(len(self._workers)):
+                    if slot not in busy and waiting:
+                        job = waiting.popleft()
+                        if self._send(slot, jobs[job]):
+                            busy[slot] = (job, self._deadline())
+                for slot in self._ready(busy):
+                    job, _deadline = busy.pop(slot)
+                    answers[job] = self._receive(slot)
+        finally:
+            # an interrupt left these with an answer that nobody would ask for
+            for slot in busy:
+                self._discard(slot)
+        return answers
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout_s if self._timeout_s else float("inf")
+
+    def _send(self, slot: int, job: _Job) -> bool:
+        """Give a job to a slot, with a new process if the old one is gone; False if it is lost."""
+        worker = self._workers[slot]
+        if worker is None or not worker.process.is_alive():
+            self._discard(slot)
+            worker = self._workers[slot] = _Worker.start()
+        try:
+            worker.connection.send(job)
+        except OSError:
+            self._discard(slot)
+            return False
+        return True
+
+    def _ready(self, busy: dict[int, tuple[int, float]]) -> list[int]:
+        """Slots that answered, died or are late."""
+        owners = {worker.connection: slot for slot in busy if (worker := self._workers[slot])}
+        earliest = min((deadline for _job, deadline in busy.values()), default=0.0)
+        patience = None if earliest == float("inf") else max(0.0, earliest - time.monotonic())
+        readable = wait(list(owners), patience)
+        answered = [slot for connection, slot in owners.items() if connection in readable]
+        now = time.monotonic()
+        for slot, (_job, deadline) in busy.items():
+            if slot not in answered and now >= deadline:
+                self._discard(slot)
+                answered.append(slot)
+        return answered
+
+    def _receive(self, slot: int) -> _Answer:
+        worker = self._workers[slot]
+        if worker is None:
+            return _Answer(error="late")
+        try:
+            answer: _Answer = worker.connection.recv()
+        except (EOFError, OSError):
+            self._discard(slot)
+            return _Answer(error="lost")
+        return answer
+
+    def _discard(self, slot: int) -> None:
+        """End a slot's process, if it has one."""
+        worker, self._workers[slot] = self._workers[slot], None
+        if worker is not None:
+            worker.end()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Worker:
+    """One spawned process and this end of its pipe."""
+
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+
+    @classmethod
+    def start(cls) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()  # so that the death of the process reads as end of file
+        return cls(process=process, connection=ours)
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join(_JOIN_TIMEOUT_S)
+
+
+def _serve(connection: Connection) -> None:
+    """A worker's life: roll jobs until the pipe closes, keeping environments between jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    envs: dict[tuple[EnvSpec, int], VectorEnv] = {}
+    while True:
+        try:
+            job: _Job = connection.recv()
+        except EOFError:
+            return
+        connection.send(_answer(job, envs))
+
+
+def _answer(job: _Job, envs: dict[tuple[EnvSpec, int], VectorEnv]) -> _Answer:
+    key = (job.spec, job.num_trajectories)
+    try:
+        env = envs.pop(key, None) or make_vector_env(job.spec, job.num_trajectories)
+        batch = collect(job.policy, job.parameters, env, horizon=job.horizon, rng=job.rng)
+    except EnvironmentFault as fault:  # a faulty environment is not kept
+        return _Answer(error="fault", message=str(fault))
+    except ConfigurationError as error:
+        return _Answer(error="configuration", message=str(error))
+    except MissingExtraError:
+        return _Answer(error="missing")
+    if len(envs) >= _MAX_KEPT:
+        del envs[next(iter(envs))]  # the one that was used longest ago
+    envs[key] = env
+    return _Answer(batch=batch, rng_state=job.rng.bit_generator.state)
+
+
+def _outcome(job: _Job, answer: _Answer) -> TrajectoryBatch | EnvironmentFault:
+    """What the caller gets: a batch or this agent's fault; mistakes of the caller are raised."""
+    if answer.batch is not None:
+        job.rng.bit_generator.state = answer.rng_state
+        return answer.batch
+    if answer.error == "configuration":
+        raise ConfigurationError(answer.message)
+    if answer.error == "missing":
+        raise MissingExtraError(f"Gymnasium or a dependency of {job.spec.id}", extra="rl")
+    if answer.error == "late":
+        return EnvironmentFault(f"{job.spec.id}: rollout took longer than its time limit")
+    if answer.error == "lost":
+        return EnvironmentFault(f"{job.spec.id}: the worker process ended")
+    return EnvironmentFault(answer.message)

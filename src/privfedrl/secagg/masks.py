@@ -1,0 +1,97 @@
+"""Key derivations and masks of the pairwise protocol, as pure functions.
+
+Guarantee: every key is bound to the roster (and through it to config, plan, model and round) and to
+the names of its two ends; the pairwise masks of a fixed set cancel in the sum of its members.
+
+Notation: b_i = self-mask seed, s_i/S_i = mask key pair, c_i/C_i = share key pair, G = keystream,
+y_i = x_i + G(self_i) + sum_{j > i} G(p_ij) - sum_{j < i} G(p_ij), order by name as in the roster.
+Reference: Bonawitz et al., CCS 2017, figure 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from privfedrl.primitives.key_agreement import KeyPair
+from privfedrl.primitives.shamir import SHARE_BYTES
+from privfedrl.primitives.stream import RingVector
+from privfedrl.secagg.agreement import Cohort
+from privfedrl.secagg.binding import join, label
+
+__all__ = [
+    "apply_own_masks",
+    "open_shares",
+    "pair_key",
+    "remove_masks_of_dropped",
+    "seal_shares",
+    "self_key",
+]
+
+
+def self_key(cohort: Cohort, name: str, seed: bytes) -> bytes:
+    """The stream key of the self mask that belongs to ``seed``."""
+    info = label("self") + join(name.encode("ascii"))
+    return cohort.suite.derive(seed, salt=cohort.roster, info=info)
+
+
+def pair_key(cohort: Cohort, pair: KeyPair, owner: str, peer: str) -> bytes:
+    """p_ij: the stream key that ``owner``, who holds ``pair``, shares with ``peer``."""
+    low, high = sorted((owner.encode("ascii"), peer.encode("ascii")))
+    secret = pair.agree(cohort.mask_keys[peer])
+    return cohort.suite.derive(secret, salt=cohort.roster, info=label("pair") + join(low, high))
+
+
+def apply_own_masks(
+    vector: RingVector, *, cohort: Cohort, name: str, pair: KeyPair, seed: bytes, peers: Sequence[str]
+) -> None:
+    """Turn x_i into y_i in place; ``peers`` is U2 without ``name``."""
+    add = [pair_key(cohort, pair, name, peer) for peer in peers if peer > name]
+    subtract = [pair_key(cohort, pair, name, peer) for peer in peers if peer < name]
+    add.append(self_key(cohort, name, seed))
+    cohort.suite.apply_keystreams(vector, add=add, subtract=subtract)
+
+
+def remove_masks_of_dropped(
+    total: RingVector, *, cohort: Cohort, dropped: str, pair: KeyPair, survivors: Sequence[str]
+) -> None:
+    """Take out of ``total`` what each survivor masked against ``dropped``, in place."""
+    keys = {name: pair_key(cohort, pair, dropped, name) for name in survivors}
+    cohort.suite.apply_keystreams(
+        total,
+        add=[key for name, key in keys.items() if name > dropped],
+        subtract=[key for name, key in keys.items() if name < dropped],
+    )
+
+
+def seal_shares(
+    plaintext: bytes, *, cohort: Cohort, pair: KeyPair, sender: str, recipient: str
+) -> bytes:
+    """Encrypt a pair of shares (72 bytes) from ``sender``, who holds ``pair``: 88 bytes."""
+    key = _box_key(cohort, pair, cohort.share_keys[recipient], sender, recipient)
+    return cohort.suite.seal(key, plaintext, context=_context(cohort, sender, recipient))
+
+
+def open_shares(
+    sealed: bytes, *, cohort: Cohort, pair: KeyPair, sender: str, recipient: str
+) -> tuple[bytes, bytes]:
+    """The share of the sender's self-mask seed and that of its mask key, 36 bytes each.
+
+    Raises:
+        AuthenticationFailed: not sealed by ``sender`` for ``recipient`` in this round.
+    """
+    key = _box_key(cohort, pair, cohort.share_keys[sender], sender, recipient)
+    plaintext = cohort.suite.open_sealed(key, sealed, context=_context(cohort, sender, recipient))
+    return plaintext[:SHARE_BYTES], plaintext[SHARE_BYTES:]
+
+
+def _box_key(
+    cohort: Cohort, pair: KeyPair, peer_public: bytes, sender: str, recipient: str
+) -> bytes:
+    info = label("share") + join(sender.encode("ascii"), recipient.encode("ascii"))
+    return cohort.suite.derive(pair.agree(peer_public), salt=cohort.roster, info=info)
+
+
+def _context(cohort: Cohort, sender: str, recipient: str) -> bytes:
+    point = cohort.point(recipient).to_bytes(4, "big")
+    names = (sender.encode("ascii"), recipient.encode("ascii"))
+    return label("share") + join(cohort.cfg, cohort.roster, *names, point)

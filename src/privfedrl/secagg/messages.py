@@ -1,0 +1,339 @@
+"""The ten messages of a round and the signed frame around each.
+
+Guarantee: :meth:`FrameReader.read` returns a message only if its size is allowed by the
+parameters, it decodes without remainder, its sender is registered in the right role and the
+signature covers the very bytes that were received. Everything else is a typed error, in memory
+bounded by the size limit.
+
+Frame: magic "PFRL" | version u16 | type u16 | payload length u32 | payload | signature (64 bytes).
+The version's high byte is the protocol, its low byte the suite. The signature covers
+L(type) || header || payload. Notation: cfg = digest of the round's config, roster = digest of the
+adverts U1, U2/U3/U4 = who shared keys / sent a masked vector / signed the survivor set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from privfedrl.errors import AuthenticationFailed, ConfigurationError, RemoteProtocolError
+from privfedrl.primitives.shamir import SHARE_BYTES
+from privfedrl.primitives.signing import SIGNATURE_BYTES
+from privfedrl.secagg.binding import digest, label
+from privfedrl.secagg.identity import NAME_PATTERN, Identity, Registry
+from privfedrl.secagg.parameters import MAX_CLIENTS, SecAggParameters
+from privfedrl.secagg.sizes import (
+    CLIENT_TYPES,
+    HEADER_BYTES,
+    PARAMETER_BYTES,
+    SEALED_BYTES,
+    MessageType,
+)
+from privfedrl.secagg.suite import DEFAULT_SUITE, suite_of
+
+__all__ = [
+    "Advertise",
+    "Consistency",
+    "Delivery",
+    "Frame",
+    "FrameReader",
+    "Masked",
+    "Message",
+    "Outgoing",
+    "Roster",
+    "RoundConfig",
+    "Shares",
+    "Survivors",
+    "Unmask",
+    "UnmaskRequest",
+    "encode_frame",
+]
+
+_MAGIC: Final = b"PFRL"
+_PROTOCOL: Final = 1
+_HEADER: Final = struct.Struct(">4sHHI")
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Sealed = Annotated[bytes, Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+Pairs = Annotated[tuple[tuple[Name, Digest], ...], Meta(max_length=MAX_CLIENTS)]
+Frames = Annotated[tuple[bytes, ...], Meta(max_length=MAX_CLIENTS)]
+# SQLite keeps signed 64-bit integers, so the journal's range is the wire's range
+Round = Annotated[int, Meta(ge=0, lt=2**63)]
+Attempt = Annotated[int, Meta(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """Bytes that the caller must carry to the participant named ``recipient``."""
+
+    recipient: str
+    data: bytes
+
+
+class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all payloads: a msgpack array that starts with the type number."""
+
+
+class RoundConfig(_Wire, frozen=True, tag=int(MessageType.CONFIG)):
+    """Everything that the participants of one round must agree on, signed by the coordinator.
+
+    ``round_seed`` is 32 public bytes for anything that all agents draw alike; ``parameters`` are
+    the canonical bytes of :class:`SecAggParameters`.
+    """
+
+    suite: Annotated[int, Meta(ge=1, le=127)]
+    sender: Name
+    task_id: Digest
+    round: Round
+    attempt: Attempt
+    plan_digest: Digest
+    model_digest: Digest
+    registry_digest: Digest
+    previous_transcript: Digest
+    parameters: Annotated[bytes, Meta(min_length=PARAMETER_BYTES, max_length=PARAMETER_BYTES)]
+    round_seed: Digest
+
+    def decoded_parameters(self) -> SecAggParameters:
+        """The parameters as a value; raises ConfigurationError if they are unsound."""
+        return SecAggParameters.from_canonical_bytes(self.parameters)
+
+
+class Advertise(_Wire, frozen=True, tag=int(MessageType.ADVERTISE)):
+    """M1: the client's two one-round public keys, for shares and for masks."""
+
+    cfg: Digest
+    sender: Name
+    share_key: Key
+    mask_key: Key
+
+
+class Roster(_Wire, frozen=True, tag=int(MessageType.ROSTER)):
+    """Answer to M1: every signed advert of U1, sorted by sender."""
+
+    cfg: Digest
+    sender: Name
+    adverts: Frames
+
+
+class Shares(_Wire, frozen=True, tag=int(MessageType.SHARES)):
+    """M2: the commitment to the self mask, and one sealed pair of shares per other member."""
+
+    cfg: Digest
+    sender: Name
+    roster: Digest
+    commitment: Digest
+    sealed: Annotated[tuple[Sealed, ...], Meta(max_length=MAX_CLIENTS)]
+
+
+class Delivery(_Wire, frozen=True, tag=int(MessageType.DELIVERY)):
+    """Answer to M2: U2 with its commitments, and what the others sealed for ``recipient``."""
+
+    cfg: Digest
+    sender: Name
+    recipient: Name
+    roster: Digest
+    shared: Pairs
+    sealed: Annotated[tuple[Sealed, ...], Meta(max_length=MAX_CLIENTS)]
+
+
+class Masked(_Wire, frozen=True, tag=int(MessageType.MASKED)):
+    """M3: the masked vector, little-endian words, and the digest of U2 that the masks assume."""
+
+    cfg: Digest
+    sender: Name
+    roster: Digest
+    shared: Digest
+    vector: bytes
+
+
+class Survivors(_Wire, frozen=True, tag=int(MessageType.SURVIVORS)):
+    """Answer to M3: U3 with the digest of each masked vector."""
+
+    cfg: Digest
+    sender: Name
+    roster: Digest
+    survivors: Pairs
+
+
+class Consistency(_Wire, frozen=True, tag=int(MessageType.CONSISTENCY)):
+    """M4: the client's signature on one survivor set, given once per round."""
+
+    cfg: Digest
+    sender: Name
+    roster: Digest
+    survivors: Digest
+
+
+class UnmaskRequest(_Wire, frozen=True, tag=int(MessageType.UNMASK_REQUEST)):
+    """Answer to M4: the signed consistency frames of U4."""
+
+    cfg: Digest
+    sender: Name
+    roster: Digest
+    consents: Frames
+
+
+class Unmask(_Wire, frozen=True, tag=int(MessageType.UNMASK)):
+    """M5: one share per member of U2, in its order; the kind follows from U3 alone.
+
+    There is one place per member, so a frame that holds both shares of somebody cannot be written.
+    """
+
+    cfg: Digest
+    sender: Name
+    roster: Digest
+    shares: Annotated[bytes, Meta(max_length=MAX_CLIENTS * SHARE_BYTES)]
+
+
+class TranscriptBody(_Wire, frozen=True, tag=int(MessageType.TRANSCRIPT)):
+    """The public record of a finished round, signed by the coordinator. See ``transcript``."""
+
+    sender: Name
+    config: bytes
+    adverts: Frames
+    shared: Pairs
+    survivors: Pairs
+    consents: Frames
+    sum_digest: Digest
+    ledger_head: Digest
+
+
+Message = (
+    RoundConfig
+    | Advertise
+    | Roster
+    | Shares
+    | Delivery
+    | Masked
+    | Survivors
+    | Consistency
+    | UnmaskRequest
+    | Unmask
+    | TranscriptBody
+)
+
+_STRUCTS: Final[dict[MessageType, type[Any]]] = {
+    MessageType.CONFIG: RoundConfig,
+    MessageType.ADVERTISE: Advertise,
+    MessageType.ROSTER: Roster,
+    MessageType.SHARES: Shares,
+    MessageType.DELIVERY: Delivery,
+    MessageType.MASKED: Masked,
+    MessageType.SURVIVORS: Survivors,
+    MessageType.CONSISTENCY: Consistency,
+    MessageType.UNMASK_REQUEST: UnmaskRequest,
+    MessageType.UNMASK: Unmask,
+    MessageType.TRANSCRIPT: TranscriptBody,
+}
+_TYPES: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
+_DECODERS: Final = {kind: msgspec.msgpack.Decoder(row) for kind, row in _STRUCTS.items()}
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """A frame that was read and verified. ``digest`` is the SHA-256 of all its bytes."""
+
+    type: MessageType
+    message: Any  # the struct of ``type``; handlers state which one they take
+    payload: bytes
+    digest: bytes
+
+    @property
+    def sender(self) -> str:
+        """The registered name whose signature was verified."""
+        return str(self.message.sender)
+
+
+def config_digest(payload: bytes) -> bytes:
+    """cfg: the digest of the received config payload, bound into every key and message."""
+    return digest("config", payload)
+
+
+def encode_frame(message: Message, identity: Identity) -> bytes:
+    """The signed frame of ``message``; ``identity`` must be its sender."""
+    if message.sender != identity.name:
+        raise ConfigurationError(f"sender must be {identity.name}, got {message.sender}")
+    kind = _TYPES[type(message)]
+    payload = _ENCODER.encode(message)
+    version = _PROTOCOL << 8 | DEFAULT_SUITE.suite_id
+    signed = _HEADER.pack(_MAGIC, version, kind, len(payload)) + payload
+    return signed + identity.sign(label(kind.label) + signed)
+
+
+class FrameReader:
+    """Reads frames of one round and remembers which ones it has verified already.
+
+    Args:
+        registry: who may speak, in which role.
+        parameters: give the size limit of each type.
+    """
+
+    __slots__ = ("_parameters", "_registry", "_verified")
+
+    def __init__(self, registry: Registry, parameters: SecAggParameters) -> None:
+        self._registry = registry
+        self._parameters = parameters
+        self._verified: set[bytes] = set()
+
+    def trust(self, data: bytes) -> None:
+        """Take ``data``, a frame that this participant signed itself, as verified."""
+        self._verified.add(hashlib.sha256(data).digest())
+
+    def read(self, data: bytes, expected: frozenset[MessageType]) -> Frame:
+        """Parse and verify one frame of a type in ``expected``.
+
+        Raises:
+            RemoteProtocolError: malformed, oversized, of another version or type, or from somebody
+                who may not send it.
+            AuthenticationFailed: unknown sender or wrong signature.
+        """
+        kind, suite_id, payload = self._split(data, expected)
+        try:
+            message = _DECODERS[kind].decode(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            # only the kind of failure: the decoder's text may quote what the peer sent
+            raise RemoteProtocolError(f"malformed {kind.label}: {type(error).__name__}") from None
+        self._check_sender(kind, message.sender)
+        fingerprint = hashlib.sha256(data).digest()
+        if fingerprint not in self._verified:
+            signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
+            key = self._registry.verify_key_of(message.sender)
+            suite_of(suite_id).verify(key, signature, label(kind.label) + signed)
+            self._verified.add(fingerprint)
+        return Frame(type=kind, message=message, payload=payload, digest=fingerprint)
+
+    def _split(
+        self, data: bytes, expected: frozenset[MessageType]
+    ) -> tuple[MessageType, int, bytes]:
+        if not isinstance(data, bytes) or len(data) < HEADER_BYTES + SIGNATURE_BYTES:
+            raise RemoteProtocolError("a frame must be bytes, at least header and signature")
+        magic, version, number, length = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            raise RemoteProtocolError("a frame must start with PFRL")
+        if version >> 8 != _PROTOCOL:
+            raise RemoteProtocolError(f"protocol version must be {_PROTOCOL}, got {version >> 8}")
+        suite_of(version & 0xFF)
+        if number not in expected:
+            raise RemoteProtocolError(f"message type {number} is not expected here")
+        kind = MessageType(number)
+        limit = self._parameters.frame_limit(kind)
+        if len(data) > limit:
+            raise RemoteProtocolError(f"{kind.label} must be <= {limit} bytes, got {len(data)}")
+        if len(data) != HEADER_BYTES + length + SIGNATURE_BYTES:
+            raise RemoteProtocolError(f"{kind.label} has another length than its header says")
+        return kind, version & 0xFF, data[HEADER_BYTES : HEADER_BYTES + length]
+
+    def _check_sender(self, kind: MessageType, sender: str) -> None:
+        if sender not in self._registry:
+            raise AuthenticationFailed
+        role = "agent" if kind in CLIENT_TYPES else "coordinator"
+        if self._registry.role_of(sender) != role:
+            raise RemoteProtocolError(f"{kind.label} must come from a registered {role}")
