@@ -1,1 +1,1 @@
-
+"""The command line: plans in, runs, ledgers and statements out."""

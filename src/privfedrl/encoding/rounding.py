@@ -8,8 +8,8 @@ Q = rounded vector, Delta = L2 bound, beta = upper bound on the probability of a
 Each unit of privacy is rounded BY ITSELF. Rounding a sum of units with rejection has no unit-level
 proof, because the rejection would depend on everybody's data. The bound that counts is the exact
 integer check on the vector that is returned, never a floating-point norm.
-Reference: Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), Proposition 22 and Lemma 8 of the
-rounding; audits/proofs/rounding_sensitivity.md.
+Reference: Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), conditional randomised rounding;
+audits/proofs/rounding_sensitivity.md.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def check_rows(rows: FloatArray, *, clip_norm: float) -> None:
         scaled = rows / clip_norm
         squared = np.einsum("ij,ij->i", scaled, scaled)
     if not np.all(squared <= (1.0 + _LEEWAY) ** 2):
-        raise EncodingError("rows must be clipped: the L2 norm of a unit exceeds clip_norm")
+        raise EncodingError("rows must be clipped: the norm of a unit exceeds clip_norm")
 
 
 def round_units(

@@ -63,9 +63,10 @@ def _values(row: Parameter, *, level: float, agents: int) -> np.ndarray:
     positions = np.linspace(-1.0, 1.0, agents) if agents > 1 else np.zeros(1)
     if row.one_sided:
         half = 0.5 * min(level * row.spread, row.high - row.nominal)
-        return row.nominal + half + half * positions
+        return np.clip(row.nominal + half + half * positions, row.low, row.high)
     half = min(level * row.spread, row.nominal - row.low, row.high - row.nominal)
-    return row.nominal + half * positions
+    # clipped: at the full half-range the end may round to one bit outside
+    return np.clip(row.nominal + half * positions, row.low, row.high)
 
 
 def _check(*, level: float, agents: int, seed: int) -> None:

@@ -10,6 +10,7 @@ rows that still run are stepped.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -239,7 +240,10 @@ def _make(spec: EnvSpec) -> gymnasium.Env:
     params = spec.parameters()
     options = {} if spec.time_limit is None else {"max_episode_steps": spec.time_limit}
     try:
-        env = gymnasium.make(spec.id, disable_env_checker=True, **options, **arguments(params))
+        with warnings.catch_warnings():
+            # SWIG modules (Box2D) warn on import and crash the process if that is made an error
+            warnings.filterwarnings("ignore", "builtin type [Ss]wig", DeprecationWarning)
+            env = gymnasium.make(spec.id, disable_env_checker=True, **options, **arguments(params))
     except gymnasium.error.DependencyNotInstalled:
         raise MissingExtraError(f"a dependency of {spec.id}", extra="rl") from None
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ModuleNotFoundError):

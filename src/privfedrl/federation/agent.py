@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError, EnvironmentFault, LocalProtocolError, ProtocolError
 from privfedrl.federation.broadcast import model_digest, unpack_broadcast
-from privfedrl.federation.contribution import Contribution, contribute
+from privfedrl.federation.contribution import Contribution, contribute, local_trainer
 from privfedrl.federation.setup import round_setup
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy, system_entropy
@@ -72,6 +72,7 @@ class Agent:
             )
         self._plan = plan
         self._setup = round_setup(plan)
+        self._trainer = local_trainer(self._setup)
         self._identity = identity
         self._registry = registry
         self._ledger = ledger
@@ -161,6 +162,7 @@ class Agent:
     def _contribution(self, config: RoundConfig, parameters: NDArray[np.float64]) -> Contribution:
         contribution = contribute(
             self._setup,
+            self._trainer,
             parameters,
             experience=lambda theta, step: self._experience(
                 theta, config.round, config.attempt, step
@@ -180,7 +182,7 @@ class Agent:
                 unit=self._plan.unit,
                 adversary=self._setup.adversary,
                 event=self._setup.worst_event,
-                epsilon=self._plan.privacy.epsilon,
+                epsilon=self._setup.budget,
                 delta=self._plan.privacy.delta,
             )
         )

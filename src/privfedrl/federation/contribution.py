@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from privfedrl.errors import EnvironmentFault
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.primitives.random import Entropy
+from privfedrl.privacy import Unit
 from privfedrl.rollout import TrajectoryBatch
-from privfedrl.training import LocalTrainer, LocalUpdate, ReinforceSettings
+from privfedrl.training import (
+    LocalTrainer,
+    LocalUpdate,
+    ReinforceSettings,
+    ReturnRelease,
+    Truncation,
+)
 
 __all__ = ["Contribution", "contribute", "local_trainer"]
 
@@ -37,3 +44,86 @@ class Contribution:
 
     def __repr__(self) -> str:
         return f"Contribution(length={self.vector.shape[0]})"
+
+
+def local_trainer(setup: RoundSetup) -> LocalTrainer:
+    """The trainer that the plan describes. Needs the extra ``rl``."""
+    plan = setup.plan
+    release = plan.privacy.mean_return
+    return LocalTrainer(
+        setup.policy,
+        ReinforceSettings(
+            gamma=plan.training.gamma,
+            clip_norm=plan.privacy.clip_norm,
+            entropy_weight=plan.training.entropy_weight,
+            truncation=Truncation(plan.training.truncation),
+            return_release=None
+            if release is None
+            else ReturnRelease(low=release.low, high=release.high, weight=release.weight),
+            unit=plan.unit,
+            local_steps=plan.training.local_steps,
+            learning_rate=plan.training.local_learning_rate,
+        ),
+    )
+
+
+def contribute(
+    setup: RoundSetup,
+    trainer: LocalTrainer,
+    parameters: NDArray[np.float64],
+    *,
+    experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
+    rotation_seed: bytes,
+    entropy: Entropy,
+) -> Contribution:
+    """One agent's whole part in a round, before masking.
+
+    Args:
+        trainer: the agent's, from :func:`local_trainer`; it remembers which batches were used.
+        parameters: float64 [d], the policy of the round.
+        experience: (parameters, local step) -> fresh trajectories.
+        rotation_seed: 32 public bytes of the round.
+        entropy: for rounding and noise.
+    """
+    update, fault = _update(setup, trainer, parameters, experience)
+    integers = setup.codec.encode_units(update.rows, rotation_seed=rotation_seed, entropy=entropy)
+    if setup.mechanism is not None:
+        integers = integers + setup.mechanism.sample_share(entropy)
+    return Contribution(vector=setup.codec.to_ring(integers), batch_id=update.batch_id, fault=fault)
+
+
+def _update(
+    setup: RoundSetup,
+    trainer: LocalTrainer,
+    parameters: NDArray[np.float64],
+    experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
+) -> tuple[LocalUpdate, EnvironmentFault | None]:
+    steps = iter(range(setup.plan.training.local_steps))
+
+    def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
+        step = next(steps)
+        try:
+            batch = experience(theta, step)
+        except EnvironmentFault:
+            raise
+        except Exception as error:  # noqa: BLE001 - an escaping error would show that data caused it
+            raise EnvironmentFault(f"collecting experience failed: {error!r}") from error
+        if batch.num_trajectories != setup.plan.fleet.trajectories:
+            raise EnvironmentFault(
+                f"a batch must hold {setup.plan.fleet.trajectories} trajectories, "
+                f"got {batch.num_trajectories}"
+            )
+        return batch
+
+    try:
+        if setup.plan.unit is Unit.AGENT:
+            return trainer.local_steps(parameters, collect), None
+        return trainer.local_update(parameters, collect(parameters)), None
+    except EnvironmentFault as fault:
+        zeros = LocalUpdate.zeros(
+            num_units=setup.plan.units_per_agent,
+            dimension=setup.dimension,
+            clip_norm=setup.total_clip,
+            unit=setup.plan.unit,
+        )
+        return zeros, fault

@@ -24,7 +24,7 @@ from privfedrl.federation.strategies import (
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy, system_entropy
 from privfedrl.privacy import Charge, Ledger
-from privfedrl.secagg import Identity, Outgoing, Registry, SecAggServer
+from privfedrl.secagg import Identity, Outgoing, Registry, SecAggServer, Transcript
 
 __all__ = ["Coordinator", "FederationState", "RoundResult", "initial_federation_state"]
 
@@ -134,6 +134,11 @@ class Coordinator:
         return self._setup
 
     @property
+    def attempt(self) -> int:
+        """Which try of its round was opened last, from 0."""
+        return 0 if self._opening is None else self._opening.attempt
+
+    @property
     def finished(self) -> bool:
         """True when no round is in progress: it has a result or was aborted."""
         return self._server is None or self._server.finished
@@ -190,7 +195,11 @@ class Coordinator:
             if opening is None or not server.finished:
                 raise LocalProtocolError("result: the round is still open")
             total = server.result()
-            transcript = server.transcript(ledger_head=bytes.fromhex(self._ledger.head))
+            transcript = Transcript.sign(
+                total.record,
+                identity=self._identity,
+                ledger_head=bytes.fromhex(self._ledger.head),
+            )
             self._state, self._result = advance(
                 self._setup,
                 self._state,

@@ -10,14 +10,13 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from privfedrl.encoding import FixedPoint
+from privfedrl.encoding import FixedPoint, rounding_bound
 from privfedrl.errors import ConfigurationError
 from privfedrl.plan import Plan
 from privfedrl.privacy import (
     DistributedSkellam,
     DpEvent,
     IntegerSensitivity,
-    SkellamEvent,
     UnboundedEvent,
     Unit,
     calibrate_skellam,
@@ -66,6 +65,11 @@ class RoundSetup:
         return self.event(self.plan.honest_floor)
 
     @property
+    def budget(self) -> float:
+        """Epsilon that a ledger must not let a run exceed; infinite where nothing is promised."""
+        return math.inf if self.mechanism is None else self.plan.privacy.epsilon
+
+    @property
     def noise_std(self) -> float:
         """Standard deviation of one agent's share in real units, per coordinate."""
         if self.mechanism is None:
@@ -93,17 +97,19 @@ def _cached(plan: Plan) -> RoundSetup:
     policy = MlpPolicy(
         observation_size=plan.policy.observations,
         hidden=plan.policy.hidden,
-        action_kind="categorical" if plan.policy.action_kind == "discrete" else "gaussian",
+        action="categorical" if plan.policy.action_kind == "discrete" else "gaussian",
         action_size=plan.policy.actions,
     )
     privacy = plan.privacy
     release = privacy.mean_return
     dimension = policy.num_parameters + (0 if release is None else 1)
     total_clip = privacy.clip_norm * math.sqrt(1 + (0 if release is None else release.weight**2))
-    bound = FixedPoint.sensitivity_of(
-        resolution=plan.encoding.resolution, dimension=dimension, unit=plan.unit
+    padded = 1 << (dimension - 1).bit_length()
+    l2_squared, l1 = rounding_bound(
+        clip_norm=total_clip, resolution=plan.encoding.resolution, dimension=padded
     )
-    mechanism = _mechanism(plan, bound, dimension)
+    bound = IntegerSensitivity(l2_squared=l2_squared, l1=l1, unit=plan.unit)
+    mechanism = _mechanism(plan, bound, padded)
     share = 0 if mechanism is None else mechanism.share_variance
     codec = FixedPoint(
         ring_bits=plan.encoding.ring_bits,
@@ -113,6 +119,8 @@ def _cached(plan: Plan) -> RoundSetup:
         max_units=plan.public_denominator,
         noise_variance=share * plan.fleet.agents,
     )
+    if codec.sensitivity(plan.unit) != bound or codec.padded != padded:
+        raise AssertionError("unreachable: codec and noise must rest on the same bound")
     return RoundSetup(
         plan=plan,
         policy=policy,
@@ -126,7 +134,7 @@ def _cached(plan: Plan) -> RoundSetup:
     )
 
 
-def _mechanism(plan: Plan, bound: IntegerSensitivity, dimension: int) -> DistributedSkellam | None:
+def _mechanism(plan: Plan, bound: IntegerSensitivity, padded: int) -> DistributedSkellam | None:
     if plan.privacy.mechanism == "none":
         return None
     return calibrate_skellam(
@@ -134,7 +142,7 @@ def _mechanism(plan: Plan, bound: IntegerSensitivity, dimension: int) -> Distrib
         min_honest=plan.honest_floor,
         epsilon=plan.privacy.epsilon,
         delta=plan.privacy.delta,
-        num_coordinates=padded_dimension(dimension),
+        num_coordinates=padded,
         participations=1 if plan.unit is Unit.TRAJECTORY else plan.federation.rounds,
     )
 

@@ -55,7 +55,7 @@ def apply_keystreams(
     Reference: NIST SP 800-38A, section 6.5; initial counter block zero.
     """
     _check(acc, (*add, *subtract))
-    streams = [(np.add, _keystream(key)) for key in add]
+    streams: list[tuple[np.ufunc, CipherContext]] = [(np.add, _keystream(key)) for key in add]
     streams += [(np.subtract, _keystream(key)) for key in subtract]
     words = _TILE_BYTES // acc.itemsize
     tile = bytearray(min(acc.nbytes, _TILE_BYTES) + _BLOCK_BYTES)

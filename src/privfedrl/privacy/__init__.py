@@ -17,24 +17,32 @@ from privfedrl.privacy.events import (
     event_to_dict,
 )
 from privfedrl.privacy.gdp import gaussian_delta, gaussian_epsilon, gaussian_noise_multiplier
+from privfedrl.privacy.ledger import Charge, Entry, Ledger, Reservation, Verified
 from privfedrl.privacy.mechanisms import DistributedSkellam
 from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
 from privfedrl.privacy.samplers import SkellamSampler, delta_of_sampler
+from privfedrl.privacy.statement import Statement
 from privfedrl.privacy.units import Adjacency, IntegerSensitivity, Unit
 
 __all__ = [
     "ORDERS",
     "Adjacency",
+    "Charge",
     "DistributedSkellam",
     "DpEvent",
+    "Entry",
     "GaussianEvent",
     "IntegerSensitivity",
+    "Ledger",
     "NoReleaseEvent",
+    "Reservation",
     "SkellamEvent",
     "SkellamSampler",
     "Spent",
+    "Statement",
     "UnboundedEvent",
     "Unit",
+    "Verified",
     "calibrate_skellam",
     "compose",
     "delta_of_sampler",

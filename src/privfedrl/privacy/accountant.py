@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import UnsupportedMechanism
+from privfedrl.errors import ConfigurationError, UnsupportedMechanism
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
-    NoReleaseEvent,
     SkellamEvent,
     UnboundedEvent,
     unit_of,
@@ -36,7 +35,7 @@ from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
 from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
 from privfedrl.privacy.units import Adjacency, Unit
 
-__all__ = ["Spent", "compose", "epsilon", "parallel"]
+__all__ = ["Spent", "compose", "epsilon", "epsilon_of_counts", "parallel"]
 
 _Counts = tuple[tuple[DpEvent, int], ...]
 
@@ -73,6 +72,21 @@ def epsilon(
         UnsupportedMechanism: an event is of an unknown kind, or two events name different units.
     """
     return _spent(_counted(events), check_delta(delta), adjacency)
+
+
+def epsilon_of_counts(
+    counts: Mapping[DpEvent, int], delta: float, *, adjacency: Adjacency = Adjacency.ADD_REMOVE
+) -> Spent:
+    """As :func:`epsilon`, for a multiset: time linear in the number of distinct events.
+
+    Args:
+        counts: how often each event happened, >= 0.
+    """
+    if any(not isinstance(n, int) or n < 0 for n in counts.values()):
+        raise ConfigurationError("counts must be integers >= 0")
+    _single_unit({unit_of(event) for event in counts})
+    present = ((event, n) for event, n in counts.items() if n)
+    return _spent(tuple(sorted(present, key=_sort_key)), check_delta(delta), adjacency)
 
 
 def parallel(
@@ -181,11 +195,11 @@ def _single_unit(units: set[Unit]) -> None:
 
 @lru_cache(maxsize=4096)
 def _spent(counts: _Counts, delta: float, adjacency: Adjacency) -> Spent:
-    costly = [item for item in counts if not isinstance(item[0], NoReleaseEvent)]
+    if any(isinstance(event, UnboundedEvent) for event, _ in counts):
+        return Spent(epsilon=math.inf, delta=delta, bound="unbounded")
+    costly = [(e, n) for e, n in counts if isinstance(e, SkellamEvent | GaussianEvent)]
     if not costly:
         return Spent(epsilon=0.0, delta=delta, bound="no-release")
-    if any(isinstance(event, UnboundedEvent) for event, _ in costly):
-        return Spent(epsilon=math.inf, delta=delta, bound="unbounded")
     gaussian = [(event, n) for event, n in costly if isinstance(event, GaussianEvent)]
     if len(gaussian) == len(costly):
         factor = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
@@ -200,17 +214,14 @@ def _spent(counts: _Counts, delta: float, adjacency: Adjacency) -> Spent:
 
 
 @lru_cache(maxsize=4096)
-def _curve(event: DpEvent, adjacency: Adjacency) -> npt.NDArray[np.float64]:
-    """RDP of one event at ORDERS; the caller must not write to it."""
-    match event:
-        case SkellamEvent(sensitivity=bound, variance=variance):
-            moved = SkellamEvent(sensitivity=bound.for_adjacency(adjacency), variance=variance)
-            curve = skellam_rdp(moved)
-        case GaussianEvent():
-            scale = 4.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
-            with np.errstate(over="ignore"):
-                curve = scale * gaussian_rdp(event)
-        case _:
-            raise UnsupportedMechanism(f"no RDP bound is known for {type(event).__name__}")
+def _curve(event: SkellamEvent | GaussianEvent, adjacency: Adjacency) -> npt.NDArray[np.float64]:
+    """RDP of one event at ORDERS; read-only."""
+    if isinstance(event, SkellamEvent):
+        moved = event.sensitivity.for_adjacency(adjacency)
+        curve = skellam_rdp(SkellamEvent(sensitivity=moved, variance=event.variance))
+    else:
+        scale = 4.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
+        with np.errstate(over="ignore"):
+            curve = scale * gaussian_rdp(event)
     curve.flags.writeable = False
     return curve

@@ -88,6 +88,12 @@ def calibrate_skellam(
         )
         return spent <= epsilon
 
+    charge = mechanism(1).sampler_delta(epsilon=epsilon, shares=min_honest * participations)
+    if charge >= delta:
+        raise ConfigurationError(
+            f"delta = {delta!r} is below the charge of the noise sampler, {charge:.3g} at "
+            f"epsilon = {epsilon!r}: ask for a larger delta, or an epsilon below 60"
+        )
     if not kept(MAX_VARIANCE):
         raise ConfigurationError(
             f"epsilon = {epsilon!r}, delta = {delta!r} need a share variance above {MAX_VARIANCE} "

@@ -101,8 +101,6 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     def excess(epsilon: float) -> float:
         return _log_delta(mu, epsilon) - log_target
 
-    if excess(upper) > 0.0:  # rounding at astronomically large mu; the bound itself stays valid
-        return upper
     root = float(brentq(excess, 0.0, upper, xtol=1e-14, rtol=1e-14, maxiter=200))
     step = max(root * 1e-15, 1e-300)
     while root < upper and excess(root) > 0.0:
@@ -122,13 +120,9 @@ def gaussian_noise_multiplier(*, epsilon: float, delta: float) -> float:
     log_target = math.log(check_delta(delta))
     if not 1e-12 <= epsilon <= 1e12:
         raise ConfigurationError(f"epsilon must lie in [1e-12, 1e12], got {epsilon!r}")
-    low, high = 1e-9, 1e18  # low: too little noise, high: enough for every epsilon, delta above
-    if _log_delta(1.0 / high, epsilon) > log_target:
-        raise ConfigurationError(f"no noise multiplier <= {high:g} reaches delta = {delta!r}")
+    low, high = 1e-9, 1e18  # too little noise, and enough for every float delta at these epsilons
     while high / low > 1.0 + 1e-13:
         middle = math.sqrt(low) * math.sqrt(high)
-        if not low < middle < high:
-            break
         if _log_delta(1.0 / middle, epsilon) <= log_target:
             high = middle
         else:

@@ -28,13 +28,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from privfedrl.errors import BudgetExceeded, ConfigurationError, LedgerIntegrity, PrivacyError
 from privfedrl.privacy.accountant import Spent, _spent, parallel
 from privfedrl.privacy.events import DpEvent, event_to_dict
+from privfedrl.privacy.gdp import check_delta
 from privfedrl.privacy.ledger_chain import (
     Chain,
     Charge,
@@ -49,6 +50,14 @@ from privfedrl.privacy.units import Adjacency, Unit
 __all__ = ["Charge", "Entry", "Ledger", "Reservation", "Verified"]
 
 _Counts = Counter[DpEvent]
+
+
+@dataclass(slots=True)
+class _Account:
+    """Running state of one unit and adversary: how often each event is charged."""
+
+    events: _Counts = field(default_factory=Counter)
+    smallest_delta: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,7 @@ class Ledger:
         self._clock = clock
         self._lock = threading.RLock()
         self._chain = Chain()
-        self._accounts: dict[tuple[Unit, str], _Counts] = {}
+        self._accounts: dict[tuple[Unit, str], _Account] = {}
         store.check_pages()
         rows = store.rows_from(0)
         if not rows:
@@ -171,14 +180,13 @@ class Ledger:
             In every case nothing was charged.
         """
         now = self._now()
-        with self._lock, self._store.writing() as commit:
-            chain = self._refreshed()
-            row = chain.reserve(charge, now)
-            self._check_budget(charge)
-            self._store.insert(row)
-            commit()
+        with self._lock:
+            with self._store.writing():
+                row = self._refreshed().reserve(charge, now)
+                self._check_budget(charge)
+                self._store.insert(row)
             self._absorb(row)
-            return row.id
+        return row.id
 
     def settle(self, row_id: int, event: DpEvent, *, note: str = "") -> int:
         """Record what reservation ``row_id`` really released; returns the id of the new row.
@@ -190,12 +198,12 @@ class Ledger:
             LedgerIntegrity, StorageError: as for :meth:`reserve`; the reservation stands.
         """
         now = self._now()
-        with self._lock, self._store.writing() as commit:
-            row = self._refreshed().settle(row_id, event, note, now)
-            self._store.insert(row)
-            commit()
+        with self._lock:
+            with self._store.writing():
+                row = self._refreshed().settle(row_id, event, note, now)
+                self._store.insert(row)
             self._absorb(row)
-            return row.id
+        return row.id
 
     def spent(
         self,
@@ -209,29 +217,27 @@ class Ledger:
 
         Args:
             unit, adversary: needed when the ledger holds charges of several.
-            delta: default the smallest delta that was charged.
+            delta: default the smallest delta that was charged; 0 if nothing was.
         Raises:
             PrivacyError: the ledger holds several units or adversaries and none was chosen.
         """
         with self._lock:
-            chain = self._refreshed()
+            self._refreshed()
             matching = [
                 key
                 for key in self._accounts
                 if unit in (None, key[0]) and adversary in (None, key[1])
             ]
-            if not matching:
-                return _cost(unit or Unit.AGENT, Counter(), 1e-9 if delta is None else delta, adjacency)
             if len(matching) > 1:
-                known = ", ".join(f"unit={u.name} adversary={a!r}" for u, a in matching)
-                raise PrivacyError(f"an epsilon is about one unit and one adversary; choose: {known}")
+                known = "; ".join(f"unit={u.name}, adversary={a!r}" for u, a in matching)
+                raise PrivacyError(f"epsilon is about one unit and one adversary, choose: {known}")
+            if not matching:
+                delta = 0.0 if delta is None else check_delta(delta)
+                return Spent(epsilon=0.0, delta=delta, bound="no-release")
+            account = self._accounts[matching[0]]
             if delta is None:
-                delta = min(
-                    one.charge.delta
-                    for one in chain.reservations.values()
-                    if (one.charge.unit, one.charge.adversary) == matching[0]
-                )
-            return _cost(matching[0][0], self._accounts[matching[0]], delta, adjacency)
+                delta = account.smallest_delta
+            return _cost(matching[0][0], account.events, delta, adjacency)
 
     def verify(self, *, anchor: str | None = None) -> Verified:
         """Read and check everything again, from the first byte.
@@ -292,16 +298,17 @@ class Ledger:
         if entry is None:
             return
         held = self._chain.reservations[row.id if entry.reservation is None else entry.reservation]
-        key = (held.charge.unit, held.charge.adversary)
-        account = self._accounts.setdefault(key, Counter())
+        charge = held.charge
+        account = self._accounts.setdefault((charge.unit, charge.adversary), _Account())
+        account.smallest_delta = min(account.smallest_delta, charge.delta)
         if entry.reservation is not None:
-            account[held.charge.event] -= 1
-            if not account[held.charge.event]:
-                del account[held.charge.event]
-        account[entry.event] += 1
+            account.events[charge.event] -= 1
+            if not account.events[charge.event]:
+                del account.events[charge.event]
+        account.events[entry.event] += 1
 
     def _check_budget(self, charge: Charge) -> None:
-        before = self._accounts.get((charge.unit, charge.adversary), Counter())
+        before = self._accounts.get((charge.unit, charge.adversary), _Account()).events
         after = before.copy()
         after[charge.event] += 1
         total = _cost(charge.unit, after, charge.delta).epsilon
@@ -328,7 +335,7 @@ def _cost(
     """
     if unit is Unit.TRAJECTORY:
         return parallel(([event] for event in counts), delta, adjacency=adjacency)
-    return _spent(tuple(counts.items()), delta, adjacency)
+    return _spent(tuple(counts.items()), check_delta(delta), adjacency)
 
 
 def _parse_anchor(anchor: str) -> bytes:

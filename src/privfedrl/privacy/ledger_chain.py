@@ -8,7 +8,7 @@ Notation: r_i is the canonical JSON text of row i, h_{-1} = 32 zero bytes and
 h_i = SHA-256("privfedrl/ledger/v1" || 0x00 || h_{i-1} || r_i). The *head* is the newest h_i. Row 0
 holds a random ledger identity, so two ledgers never share a head.
 
-This module needs the standard library only: an auditor's verifier can import it alone.
+Nothing here touches a file, a clock or the accountant: an auditor can replay exported rows with it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from privfedrl.privacy.events import (
     UnboundedEvent,
     event_from_dict,
     event_to_dict,
+    unit_of,
 )
 from privfedrl.privacy.units import Unit
 
-__all__ = ["Chain", "Charge", "Entry", "Reservation", "Row", "event_unit", "is_no_costlier"]
+__all__ = ["Chain", "Charge", "Entry", "Reservation", "Row", "charge_to_dict", "is_no_costlier"]
 
 _LABEL = b"privfedrl/ledger/v1\x00"
 _ZERO = bytes(32)
@@ -46,11 +47,6 @@ _SHAPES = {
 }
 
 
-def event_unit(event: DpEvent) -> Unit:
-    """The unit of privacy that ``event`` is about."""
-    return event.sensitivity.unit if isinstance(event, SkellamEvent) else event.unit
-
-
 def is_no_costlier(realised: DpEvent, reserved: DpEvent) -> bool:
     """Whether ``realised`` provably costs at most what ``reserved`` costs, at every delta.
 
@@ -61,7 +57,7 @@ def is_no_costlier(realised: DpEvent, reserved: DpEvent) -> bool:
     | Gaussian  | Gaussian, same unit, noise multiplier >= the reserved one   |
     | Skellam   | Skellam, the same sensitivity, variance >= the reserved one |
     """
-    if event_unit(realised) is not event_unit(reserved):
+    if unit_of(realised) is not unit_of(reserved):
         return False
     match realised, reserved:
         case (NoReleaseEvent(), _) | (_, UnboundedEvent()):
@@ -107,9 +103,9 @@ class Charge:
         if not isinstance(self.unit, Unit):
             raise ConfigurationError(f"unit must be a Unit, got {self.unit!r}")
         _event_text(self.event)
-        if event_unit(self.event) is not self.unit:
+        if unit_of(self.event) is not self.unit:
             raise ConfigurationError(
-                f"event must be about the unit {self.unit.value}, got {event_unit(self.event).value}"
+                f"event must be about the unit {self.unit.value}, got {unit_of(self.event).value}"
             )
         _check_number("epsilon", self.epsilon)
         _check_number("delta", self.delta)
@@ -181,7 +177,7 @@ class Chain:
             PrivacyError: the release was reserved before, or the trajectory set fed a release.
         """
         self._admit(charge)
-        return self._row({"kind": "reserve", "time": unix_time, **_charge_to_dict(charge)})
+        return self._row({"kind": "reserve", "time": unix_time, **charge_to_dict(charge)})
 
     def settle(self, reservation: int, event: DpEvent, note: str, unix_time: int) -> Row:
         """The next row, which settles ``reservation`` with what was really released.
@@ -316,7 +312,8 @@ def _canonical(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _charge_to_dict(charge: Charge) -> dict[str, Any]:
+def charge_to_dict(charge: Charge) -> dict[str, Any]:
+    """A JSON-ready form of ``charge``; an infinite budget is the text "inf"."""
     return {
         "plan_digest": charge.plan_digest.hex(),
         "release_id": charge.release_id,

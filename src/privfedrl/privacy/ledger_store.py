@@ -230,7 +230,9 @@ class Store:
             )
         found = self._live().execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
         if {row[0] for row in found} != set(_SCHEMA):
-            raise LedgerIntegrity(f"ledger {self.name} has another schema: a table or trigger was edited")
+            raise LedgerIntegrity(
+                f"ledger {self.name} has another schema: a table or trigger was edited"
+            )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -3,8 +3,8 @@
 Notation, all in grid units: D2, D1 = L2 and L1 sensitivity (integers for D2^2 and D1), mu = noise
 variance per coordinate, alpha = Renyi order, rdp[j] = bound on the order-alpha_j divergence in
 both directions. RDP of a sequence of adaptively chosen releases is the sum of the curves.
-References: Agarwal, Kairouz and Liu 2021, "The Skellam mechanism" (arXiv 2110.04995), Theorem 3.5
-and its multi-dimensional corollary; Mironov 2017 (arXiv 1702.07476); conversion of Canonne, Kamath
+References: Agarwal, Kairouz and Liu 2021, "The Skellam mechanism" (arXiv 2110.04995), main theorem
+in its multi-dimensional form; Mironov 2017 (arXiv 1702.07476); conversion of Canonne, Kamath
 and Steinke 2020 (arXiv 2004.00010), Proposition 12. See audits/proofs/skellam_rdp.md.
 """
 

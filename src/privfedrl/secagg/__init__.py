@@ -1,1 +1,41 @@
+"""Secure aggregation by pairwise masking: the coordinator learns a sum over survivors, or nothing.
 
+    config -> M1 advertise -> roster -> M2 shares -> delivery -> M3 masked vector
+    -> survivors -> M4 consistency -> unmask request -> M5 unmask -> sum
+
+Start with :class:`SecAggClient` and :class:`SecAggServer`: bytes in, bytes out, no input or output
+of their own. ``audits/proofs/pairwise_masking.md`` states what is assumed and what is proved.
+"""
+
+from privfedrl.secagg.agreement import read_config
+from privfedrl.secagg.client import SecAggClient
+from privfedrl.secagg.ideal import ideal_sum
+from privfedrl.secagg.identity import Identity, Registry, RegistryEntry
+from privfedrl.secagg.journal import Journal, MemoryJournal, SqliteJournal
+from privfedrl.secagg.messages import Outgoing, RoundConfig
+from privfedrl.secagg.parameters import SecAggParameters
+from privfedrl.secagg.phases import AbortCode, ClientPhase, ServerPhase
+from privfedrl.secagg.server import SecAggServer, SecureSum
+from privfedrl.secagg.transcript import RoundRecord, Transcript
+
+__all__ = [
+    "AbortCode",
+    "ClientPhase",
+    "Identity",
+    "Journal",
+    "MemoryJournal",
+    "Outgoing",
+    "Registry",
+    "RegistryEntry",
+    "RoundConfig",
+    "RoundRecord",
+    "SecAggClient",
+    "SecAggParameters",
+    "SecAggServer",
+    "SecureSum",
+    "ServerPhase",
+    "SqliteJournal",
+    "Transcript",
+    "ideal_sum",
+    "read_config",
+]

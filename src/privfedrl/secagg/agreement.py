@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from privfedrl.errors import ProtocolError, RemoteProtocolError, RoundAborted
-from privfedrl.secagg.binding import digest
-from privfedrl.secagg.identity import Registry
+from privfedrl.errors import ConfigurationError, ProtocolError, RemoteProtocolError, RoundAborted
+from privfedrl.secagg.binding import DIGEST_BYTES, digest
+from privfedrl.secagg.identity import Identity, Registry, Role
 from privfedrl.secagg.messages import Advertise, FrameReader, RoundConfig
 from privfedrl.secagg.parameters import SecAggParameters
 from privfedrl.secagg.phases import AbortCode
@@ -28,6 +28,7 @@ __all__ = [
     "check_advert",
     "check_config",
     "check_pairs",
+    "check_pinned",
     "commitment",
     "read_config",
     "read_roster",
@@ -75,6 +76,31 @@ class Cohort:
             mask_keys={advert.sender: advert.mask_key for advert in adverts},
             suite=suite,
         )
+
+
+def check_pinned(
+    identity: Identity,
+    registry: Registry,
+    parameters: SecAggParameters,
+    plan_digest: bytes,
+    *,
+    role: Role,
+) -> None:
+    """Refuse to build a participant from pieces that do not fit together (ConfigurationError)."""
+    problems = []
+    if identity.name not in registry or registry.role_of(identity.name) != role:
+        problems.append(f"identity {identity.name} must be registered as {role}")
+    elif registry.verify_key_of(identity.name) != identity.verify_key:
+        problems.append(f"identity {identity.name} has another verify key in the registry")
+    if len(registry.agents) != parameters.num_clients:
+        problems.append(
+            f"num_clients must be the number of registered agents, {len(registry.agents)}, "
+            f"got {parameters.num_clients}"
+        )
+    if not isinstance(plan_digest, bytes) or len(plan_digest) != DIGEST_BYTES:
+        problems.append(f"plan_digest must be {DIGEST_BYTES} bytes")
+    if problems:
+        raise ConfigurationError("; ".join(problems), problems=tuple(problems))
 
 
 def read_config(

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
 
 from privfedrl.errors import (
     AuthenticationFailed,
-    ConfigurationError,
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
-    RoundAborted,
 )
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair
@@ -34,6 +32,7 @@ from privfedrl.secagg.agreement import (
     abort,
     check_config,
     check_pairs,
+    check_pinned,
     commitment,
     read_roster,
     shared_digest,
@@ -68,29 +67,36 @@ from privfedrl.secagg.suite import suite_of
 
 __all__ = ["SecAggClient"]
 
+_T = TypeVar("_T")
+_CODES: Final[dict[object, AbortCode]] = {code.value: code for code in AbortCode}
 _RECEIVED: Final = frozenset(kind for _, kind in CLIENT_TRANSITIONS)
 
 
-class _Secrets:
-    """What must not outlive the round. Dropped field by field as soon as it has been used."""
+def _do_nothing() -> None:
+    """The default of ``before_release``."""
 
-    __slots__ = ("held", "mask_pair", "seed", "share_pair", "vector")
+
+def _present(value: _T | None) -> _T:
+    if value is None:
+        raise LocalProtocolError("this is not known yet, or has been forgotten")
+    return value
+
+
+class _RoundKeys:
+    """What the masked vector is made of. Dropped as a whole once that vector has been built."""
+
+    __slots__ = ("mask_pair", "seed", "share_pair", "vector")
 
     def __init__(
         self, *, share_pair: KeyPair, mask_pair: KeyPair, seed: bytes, vector: RingVector
     ) -> None:
-        self.share_pair: KeyPair | None = share_pair
-        self.mask_pair: KeyPair | None = mask_pair
-        self.seed: bytes | None = seed
-        self.vector: RingVector | None = vector
-        self.held: dict[str, tuple[bytes, bytes]] = {}
-
-    def forget_masks(self) -> None:
-        """Keep only the shares of the members: all that the last message needs."""
-        self.share_pair = self.mask_pair = self.seed = self.vector = None
+        self.share_pair = share_pair
+        self.mask_pair = mask_pair
+        self.seed = seed
+        self.vector = vector
 
     def __repr__(self) -> str:
-        return "_Secrets(<hidden>)"
+        return "_RoundKeys(<secret>)"
 
 
 class SecAggClient:
@@ -128,12 +134,12 @@ class SecAggClient:
         self._phase = ClientPhase.IDLE
         self._abort_code = AbortCode.LOCAL_FAULT
         self._slots: dict[MessageType, bytes] = {}
-        self._secrets: _Secrets | None = None
-        self._before_release: Callable[[], None] | None = None
-        self._config: RoundConfig | None = None
-        self._cohort: Cohort | None = None
-        self._advert = b""
-        self._cfg = self._commitment = self._vector_digest = b""
+        self._round_keys: _RoundKeys | None = None
+        self._round_cohort: Cohort | None = None
+        self._round_config: RoundConfig | None = None
+        self._held_shares: dict[str, tuple[bytes, bytes]] = {}
+        self._before_release: Callable[[], None] = _do_nothing
+        self._advert = self._cfg = self._commitment = self._vector_digest = b""
         self._shared = self._survivors = b""
         self._sharers: tuple[str, ...] = ()
         self._survivor_names: tuple[str, ...] = ()
@@ -150,13 +156,18 @@ class SecAggClient:
         """Whether nothing more will be sent."""
         return self._phase in (ClientPhase.DONE, ClientPhase.ABORTED)
 
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """U3 as this client signed it, sorted; empty before that. Their vectors are in the sum."""
+        return self._survivor_names
+
     def start(
         self,
         config: bytes,
         vector: RingVector,
         *,
         model_digest: bytes,
-        before_release: Callable[[], None] = lambda: None,
+        before_release: Callable[[], None] = _do_nothing,
     ) -> list[Outgoing]:
         """Join the round that ``config`` opens. Returns M1.
 
@@ -177,7 +188,11 @@ class SecAggClient:
         own = self._checked_copy(vector)
         frame = self._reader.read(config, frozenset({MessageType.CONFIG}))
         with self._fail_closed():
-            return self._join(frame, config, own, model_digest, before_release)
+            answer = self._join(frame, own, model_digest)
+            self._before_release = before_release
+            self._slots[MessageType.CONFIG] = config
+            self._phase = CLIENT_TRANSITIONS[ClientPhase.IDLE, MessageType.CONFIG]
+            return answer
 
     def receive(self, data: bytes) -> list[Outgoing]:
         """Take one frame of the coordinator. Returns the answer, or nothing for a repeat.
@@ -192,7 +207,7 @@ class SecAggClient:
             raise LocalProtocolError("start must be called before receive")
         if self._phase is ClientPhase.ABORTED:
             raise abort(self._abort_code, "this client has left the round")
-        if data in self._slots.values():
+        if isinstance(data, bytes) and data in self._slots.values():
             return []
         frame = self._reader.read(data, _RECEIVED)
         self._check_address(frame)
@@ -224,14 +239,8 @@ class SecAggClient:
         self._phase = following
         return answer
 
-    def _join(
-        self,
-        frame: Frame,
-        data: bytes,
-        vector: RingVector,
-        model_digest: bytes,
-        before_release: Callable[[], None],
-    ) -> list[Outgoing]:
+    def _join(self, frame: Frame, vector: RingVector, model_digest: bytes) -> list[Outgoing]:
+        """M1: check the config, draw the round's keys and advertise the public ones."""
         config: RoundConfig = frame.message
         check_config(
             config,
@@ -242,29 +251,247 @@ class SecAggClient:
         if config.model_digest != model_digest:
             raise abort(AbortCode.MODEL_MISMATCH, "the config names another model than the agent's")
         suite = suite_of(config.suite)
-        secrets = _Secrets(
+        keys = _RoundKeys(
             share_pair=suite.generate(self._entropy),
             mask_pair=suite.generate(self._entropy),
             seed=draw(self._entropy, shamir.SECRET_BYTES),
             vector=vector,
         )
-        self._secrets, self._config, self._before_release = secrets, config, before_release
+        self._round_keys, self._round_config = keys, config
         self._cfg = config_digest(frame.payload)
-        answer = self._advertise(secrets)
-        self._slots[MessageType.CONFIG] = data
-        self._phase = CLIENT_TRANSITIONS[ClientPhase.IDLE, MessageType.CONFIG]
-        return answer
-
-    def _advertise(self, secrets: _Secrets) -> list[Outgoing]:
-        assert secrets.share_pair is not None  # noqa: S101 - narrows the type, set just before
-        assert secrets.mask_pair is not None  # noqa: S101 - as above
-        message = Advertise(
-            cfg=self._cfg,
-            sender=self._identity.name,
-            share_key=secrets.share_pair.public,
-            mask_key=secrets.mask_pair.public,
+        answer = self._answer(
+            Advertise(
+                cfg=self._cfg,
+                sender=self._identity.name,
+                share_key=keys.share_pair.public,
+                mask_key=keys.mask_pair.public,
+            )
         )
-        answer = self._answer(message)
         self._advert = answer[0].data
         self._reader.trust(self._advert)
         return answer
+
+    def _on_roster(self, message: Roster) -> list[Outgoing]:
+        """M2: share b_i and s_i among the roster, commit to b_i."""
+        if self._advert not in message.adverts:
+            raise abort(AbortCode.ROSTER_MISMATCH, "the roster does not hold this client's advert")
+        cohort = read_roster(
+            message.adverts,
+            cfg=self._cfg,
+            suite=suite_of(self._config.suite),
+            reader=self._reader,
+            parameters=self._parameters,
+        )
+        keys, name = self._keys, self._identity.name
+        shares = shamir.split(
+            (keys.seed, keys.mask_pair.secret_bytes()),
+            threshold=self._parameters.threshold,
+            num_shares=len(cohort.names),
+            entropy=self._entropy,
+        )
+        plaintexts = {
+            member: shamir.encode_share(shares[index]) for index, member in enumerate(cohort.names)
+        }
+        own = plaintexts.pop(name)
+        self._held_shares[name] = (own[: shamir.SHARE_BYTES], own[shamir.SHARE_BYTES :])
+        self._commitment = commitment(cohort.roster, name, keys.seed)
+        self._round_cohort = cohort
+        sealed = tuple(
+            seal_shares(text, cohort=cohort, pair=keys.share_pair, sender=name, recipient=member)
+            for member, text in plaintexts.items()
+        )
+        return self._answer(
+            Shares(
+                cfg=self._cfg,
+                sender=name,
+                roster=cohort.roster,
+                commitment=self._commitment,
+                sealed=sealed,
+            )
+        )
+
+    def _on_delivery(self, message: Delivery) -> list[Outgoing]:
+        """M3: open the others' shares, mask the vector, record it as spent, let it go."""
+        cohort, name = self._cohort, self._identity.name
+        self._require_roster(message.roster)
+        self._sharers = check_pairs(
+            message.shared,
+            within=cohort.names,
+            code=AbortCode.ROSTER_MISMATCH,
+            parameters=self._parameters,
+        )
+        if (name, self._commitment) not in message.shared:
+            raise abort(AbortCode.ROSTER_MISMATCH, "U2 does not hold this client's commitment")
+        peers = tuple(sharer for sharer in self._sharers if sharer != name)
+        if len(message.sealed) != len(peers):
+            raise abort(AbortCode.MALFORMED, f"expected {len(peers)} sealed pairs of shares")
+        for peer, sealed in zip(peers, message.sealed, strict=True):
+            self._held_shares[peer] = self._open(peer, sealed)
+        self._shared = shared_digest(cohort.roster, message.shared)
+        answer = self._answer(self._masked(peers))
+        self._journal.spend(
+            self._config.task_id, self._config.round, self._config.attempt, "masked"
+        )
+        self._before_release()
+        return answer
+
+    def _masked(self, peers: tuple[str, ...]) -> Masked:
+        cohort, keys, name = self._cohort, self._keys, self._identity.name
+        try:
+            apply_own_masks(
+                keys.vector,
+                cohort=cohort,
+                name=name,
+                pair=keys.mask_pair,
+                seed=keys.seed,
+                peers=peers,
+            )
+        finally:
+            self._round_keys = None  # the vector is spent, whatever happens next
+        data = keys.vector.astype(keys.vector.dtype.newbyteorder("<"), copy=False).tobytes()
+        self._vector_digest = vector_digest(cohort.roster, name, data)
+        return Masked(
+            cfg=self._cfg, sender=name, roster=cohort.roster, shared=self._shared, vector=data
+        )
+
+    def _open(self, peer: str, sealed: bytes) -> tuple[bytes, bytes]:
+        try:
+            pair = open_shares(
+                sealed,
+                cohort=self._cohort,
+                pair=self._keys.share_pair,
+                sender=peer,
+                recipient=self._identity.name,
+            )
+            for share in pair:
+                shamir.decode_shares(share, count=1)
+        except ProtocolError as error:
+            raise abort(AbortCode.SHARE_REJECTED, f"the shares from {peer} do not open") from error
+        return pair
+
+    def _on_survivors(self, message: Survivors) -> list[Outgoing]:
+        """M4: sign the survivor set, once in the life of this round."""
+        cohort, name = self._cohort, self._identity.name
+        self._require_roster(message.roster)
+        self._survivor_names = check_pairs(
+            message.survivors,
+            within=self._sharers,
+            code=AbortCode.SURVIVOR_MISMATCH,
+            parameters=self._parameters,
+        )
+        if (name, self._vector_digest) not in message.survivors:
+            raise abort(AbortCode.SURVIVOR_MISMATCH, "U3 does not hold this client's vector")
+        self._survivors = survivors_digest(cohort.roster, self._shared, message.survivors)
+        config = self._config
+        self._journal.spend(config.task_id, config.round, config.attempt, "consistency")
+        answer = self._answer(
+            Consistency(cfg=self._cfg, sender=name, roster=cohort.roster, survivors=self._survivors)
+        )
+        self._reader.trust(answer[0].data)
+        return answer
+
+    def _on_unmask_request(self, message: UnmaskRequest) -> list[Outgoing]:
+        """M5: given enough signatures on the same U3, one share per member of U2."""
+        self._require_roster(message.roster)
+        signers = {self._read_consent(frame) for frame in message.consents}
+        if len(signers) != len(message.consents) or not signers <= set(self._survivor_names):
+            raise abort(AbortCode.SURVIVOR_MISMATCH, "signers must be distinct members of U3")
+        if len(signers) < self._parameters.threshold:
+            raise abort(
+                AbortCode.THRESHOLD_NOT_MET,
+                f"expected >= {self._parameters.threshold} signatures, got {len(signers)}",
+            )
+        survivors = set(self._survivor_names)
+        chosen = [
+            self._held_shares[member][0 if member in survivors else 1] for member in self._sharers
+        ]
+        return self._answer(
+            Unmask(
+                cfg=self._cfg,
+                sender=self._identity.name,
+                roster=self._cohort.roster,
+                shares=b"".join(chosen),
+            )
+        )
+
+    def _read_consent(self, data: bytes) -> str:
+        try:
+            consent: Consistency = self._reader.read(
+                data, frozenset({MessageType.CONSISTENCY})
+            ).message
+        except (RemoteProtocolError, AuthenticationFailed) as error:
+            raise abort(AbortCode.BAD_SIGNATURE, "a consistency signature was refused") from error
+        if consent.cfg != self._cfg or consent.roster != self._cohort.roster:
+            raise abort(AbortCode.REPLAY, f"{consent.sender}'s signature is of another round")
+        if consent.survivors != self._survivors:
+            self.evidence = (self._slots[MessageType.SURVIVORS], data)
+            raise abort(AbortCode.EQUIVOCATION, f"{consent.sender} was shown another survivor set")
+        return consent.sender
+
+    def _require_roster(self, roster: bytes) -> None:
+        if roster != self._cohort.roster:
+            raise abort(AbortCode.ROSTER_MISMATCH, "the message names another roster")
+
+    def _check_address(self, frame: Frame) -> None:
+        """Refuse, without harm, an authentic frame that is not about this round or client."""
+        if frame.type is MessageType.CONFIG:
+            other, own = frame.message, self._config
+            here = (own.task_id, own.round, own.attempt)
+            if (other.task_id, other.round, other.attempt) != here:
+                raise RemoteProtocolError("config belongs to another round")
+        elif frame.message.cfg != self._cfg:
+            raise RemoteProtocolError(f"{frame.type.label} belongs to another round")
+        elif isinstance(frame.message, Delivery) and frame.message.recipient != self._identity.name:
+            raise RemoteProtocolError("delivery is addressed to another client")
+
+    def _checked_copy(self, vector: RingVector) -> RingVector:
+        dtype = np.dtype(f"uint{self._parameters.ring_bits}")
+        shape = (self._parameters.vector_length,)
+        if not isinstance(vector, np.ndarray) or vector.dtype != dtype or vector.shape != shape:
+            raise LocalProtocolError(f"vector must be {dtype} of shape {shape}")
+        return np.array(vector, dtype=dtype, order="C")
+
+    def _answer(self, message: Message) -> list[Outgoing]:
+        return [Outgoing(self._registry.coordinator, encode_frame(message, self._identity))]
+
+    @contextmanager
+    def _fail_closed(self) -> Iterator[None]:
+        """Whatever goes wrong inside ends the round for this client, before the error is seen."""
+        try:
+            yield
+        except BaseException as error:
+            code = _CODES.get(getattr(error, "code", None), AbortCode.LOCAL_FAULT)
+            self._end(ClientPhase.ABORTED, code)
+            raise
+
+    def _end(self, phase: ClientPhase, code: AbortCode) -> None:
+        self._phase, self._abort_code = phase, code
+        self._round_keys = None
+        self._held_shares.clear()
+        self._before_release = _do_nothing
+
+    @property
+    def _keys(self) -> _RoundKeys:
+        return _present(self._round_keys)
+
+    @property
+    def _cohort(self) -> Cohort:
+        return _present(self._round_cohort)
+
+    @property
+    def _config(self) -> RoundConfig:
+        return _present(self._round_config)
+
+    def __repr__(self) -> str:
+        return f"SecAggClient({self._identity.name}, {self._phase.value})"
+
+    def __reduce__(self) -> NoReturn:
+        raise LocalProtocolError("a client holds one-time keys and refuses to be pickled or copied")
+
+
+_HANDLERS: Final[dict[MessageType, Callable[[SecAggClient, Any], list[Outgoing]]]] = {
+    MessageType.ROSTER: SecAggClient._on_roster,
+    MessageType.DELIVERY: SecAggClient._on_delivery,
+    MessageType.SURVIVORS: SecAggClient._on_survivors,
+    MessageType.UNMASK_REQUEST: SecAggClient._on_unmask_request,
+}

@@ -29,13 +29,13 @@ def ideal_sum(
     Raises:
         ConfigurationError: no survivor, an unknown or repeated one, or unequal shapes or dtypes.
     """
-    dtype = {32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}.get(ring_bits)
-    if dtype is None:
+    if ring_bits not in (32, 64):
         raise ConfigurationError(f"ring_bits must be 32 or 64, got {ring_bits}")
+    dtype = np.dtype(f"uint{ring_bits}")
     names = tuple(survivors)
     if not names or len(set(names)) != len(names) or not set(names) <= set(vectors):
         raise ConfigurationError("survivors must be known names, at least one, each once")
-    total = np.zeros(np.shape(vectors[names[0]]), dtype=dtype)
+    total: RingVector = np.zeros(np.shape(vectors[names[0]]), dtype=dtype)
     for name in names:
         vector = vectors[name]
         if vector.dtype != dtype or vector.shape != total.shape or vector.ndim != 1:

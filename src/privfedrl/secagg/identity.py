@@ -162,7 +162,9 @@ class Registry:
         self.coordinator: str = coordinators[0]
         self.agents = tuple(entry.name for entry in self.entries if entry.role == "agent")
         self._by_name = {entry.name: entry for entry in self.entries}
-        self.digest = digest("registry", *(part for entry in self.entries for part in _parts(entry)))
+        self.digest = digest(
+            "registry", *(part for entry in self.entries for part in _parts(entry))
+        )
 
     def verify_key_of(self, name: str) -> bytes:
         """The 32-byte verify key of ``name``.

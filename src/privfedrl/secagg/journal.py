@@ -34,7 +34,7 @@ class Journal(Protocol):
 
 
 def _check(last: dict[str, tuple[int, int]], point: tuple[int, int], stage: str) -> None:
-    """Refuse unless ``point`` is newer than the stage's last and no older than any masked vector."""
+    """Refuse a ``point`` not newer than the stage's last, or older than the last masked vector."""
     if stage not in STAGES:
         raise LocalProtocolError(f"stage must be one of {STAGES}, got {stage!r}")
     if stage in last and point <= last[stage]:
@@ -77,14 +77,21 @@ class SqliteJournal:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=10.0)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS spent (task BLOB NOT NULL, stage TEXT NOT NULL, "
-                "round INTEGER NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (task, stage))"
-            )
+            try:
+                self._prepare()
+            except sqlite3.Error:
+                self._connection.close()
+                raise
         except sqlite3.Error as error:
             raise StorageError(f"cannot use the journal {os.fspath(path)}: {error}") from error
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS spent (task BLOB NOT NULL, stage TEXT NOT NULL, "
+            "round INTEGER NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (task, stage))"
+        )
 
     def spend(self, task_id: bytes, round: int, attempt: int, stage: str) -> None:  # noqa: A002 - as above
         """See :meth:`Journal.spend`."""

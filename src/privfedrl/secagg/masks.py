@@ -42,7 +42,13 @@ def pair_key(cohort: Cohort, pair: KeyPair, owner: str, peer: str) -> bytes:
 
 
 def apply_own_masks(
-    vector: RingVector, *, cohort: Cohort, name: str, pair: KeyPair, seed: bytes, peers: Sequence[str]
+    vector: RingVector,
+    *,
+    cohort: Cohort,
+    name: str,
+    pair: KeyPair,
+    seed: bytes,
+    peers: Sequence[str],
 ) -> None:
     """Turn x_i into y_i in place; ``peers`` is U2 without ``name``."""
     add = [pair_key(cohort, pair, name, peer) for peer in peers if peer > name]

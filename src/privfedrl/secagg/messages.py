@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -34,7 +35,7 @@ from privfedrl.secagg.sizes import (
     SEALED_BYTES,
     MessageType,
 )
-from privfedrl.secagg.suite import DEFAULT_SUITE, suite_of
+from privfedrl.secagg.suite import DEFAULT_SUITE, Suite, suite_of
 
 __all__ = [
     "Advertise",
@@ -49,9 +50,12 @@ __all__ = [
     "RoundConfig",
     "Shares",
     "Survivors",
+    "TranscriptBody",
     "Unmask",
     "UnmaskRequest",
+    "config_digest",
     "encode_frame",
+    "peek",
 ]
 
 _MAGIC: Final = b"PFRL"
@@ -65,8 +69,8 @@ Sealed = Annotated[bytes, Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)
 Pairs = Annotated[tuple[tuple[Name, Digest], ...], Meta(max_length=MAX_CLIENTS)]
 Frames = Annotated[tuple[bytes, ...], Meta(max_length=MAX_CLIENTS)]
 # SQLite keeps signed 64-bit integers, so the journal's range is the wire's range
-Round = Annotated[int, Meta(ge=0, lt=2**63)]
-Attempt = Annotated[int, Meta(ge=0, lt=2**32)]
+Round = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Attempt = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +272,51 @@ def encode_frame(message: Message, identity: Identity) -> bytes:
     return signed + identity.sign(label(kind.label) + signed)
 
 
+def peek(data: bytes, kind: MessageType, *, limit: int) -> Any:
+    """The struct of ``kind`` in ``data``, without looking at its sender or signature.
+
+    Raises:
+        RemoteProtocolError: malformed, of another type or longer than ``limit``.
+    """
+    return _decode(kind, _split(data, frozenset({kind}), lambda _: limit).payload)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    kind: MessageType
+    suite: Suite
+    payload: bytes
+
+
+def _split(
+    data: bytes, expected: frozenset[MessageType], limit_of: Callable[[MessageType], int]
+) -> _Parts:
+    """Check the envelope; nothing of the payload is looked at before its size is allowed."""
+    if not isinstance(data, bytes) or len(data) < HEADER_BYTES + SIGNATURE_BYTES:
+        raise RemoteProtocolError("a frame must be bytes, at least header and signature")
+    magic, version, number, length = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise RemoteProtocolError("a frame must start with PFRL")
+    if version >> 8 != _PROTOCOL:
+        raise RemoteProtocolError(f"protocol version must be {_PROTOCOL}, got {version >> 8}")
+    if number not in expected:
+        raise RemoteProtocolError(f"message type {number} is not expected here")
+    kind = MessageType(number)
+    if len(data) > limit_of(kind):
+        raise RemoteProtocolError(f"{kind.label} must be <= {limit_of(kind)} bytes")
+    if len(data) != HEADER_BYTES + length + SIGNATURE_BYTES:
+        raise RemoteProtocolError(f"{kind.label} has another length than its header says")
+    return _Parts(kind, suite_of(version & 0xFF), data[HEADER_BYTES : HEADER_BYTES + length])
+
+
+def _decode(kind: MessageType, payload: bytes) -> Any:
+    try:
+        return _DECODERS[kind].decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # only the kind of failure: the decoder's text may quote what the peer sent
+        raise RemoteProtocolError(f"malformed {kind.label}: {type(error).__name__}") from None
+
+
 class FrameReader:
     """Reads frames of one round and remembers which ones it has verified already.
 
@@ -276,12 +325,14 @@ class FrameReader:
         parameters: give the size limit of each type.
     """
 
-    __slots__ = ("_parameters", "_registry", "_verified")
+    __slots__ = ("_capacity", "_parameters", "_registry", "_verified")
 
     def __init__(self, registry: Registry, parameters: SecAggParameters) -> None:
         self._registry = registry
         self._parameters = parameters
         self._verified: set[bytes] = set()
+        # a full round has at most 5 n + 5 frames; a signer who floods gains no memory
+        self._capacity = 8 * parameters.num_clients + 8
 
     def trust(self, data: bytes) -> None:
         """Take ``data``, a frame that this participant signed itself, as verified."""
@@ -295,41 +346,17 @@ class FrameReader:
                 who may not send it.
             AuthenticationFailed: unknown sender or wrong signature.
         """
-        kind, suite_id, payload = self._split(data, expected)
-        try:
-            message = _DECODERS[kind].decode(payload)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            # only the kind of failure: the decoder's text may quote what the peer sent
-            raise RemoteProtocolError(f"malformed {kind.label}: {type(error).__name__}") from None
+        parts = _split(data, expected, self._parameters.frame_limit)
+        kind, message = parts.kind, _decode(parts.kind, parts.payload)
         self._check_sender(kind, message.sender)
         fingerprint = hashlib.sha256(data).digest()
         if fingerprint not in self._verified:
             signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
             key = self._registry.verify_key_of(message.sender)
-            suite_of(suite_id).verify(key, signature, label(kind.label) + signed)
-            self._verified.add(fingerprint)
-        return Frame(type=kind, message=message, payload=payload, digest=fingerprint)
-
-    def _split(
-        self, data: bytes, expected: frozenset[MessageType]
-    ) -> tuple[MessageType, int, bytes]:
-        if not isinstance(data, bytes) or len(data) < HEADER_BYTES + SIGNATURE_BYTES:
-            raise RemoteProtocolError("a frame must be bytes, at least header and signature")
-        magic, version, number, length = _HEADER.unpack_from(data)
-        if magic != _MAGIC:
-            raise RemoteProtocolError("a frame must start with PFRL")
-        if version >> 8 != _PROTOCOL:
-            raise RemoteProtocolError(f"protocol version must be {_PROTOCOL}, got {version >> 8}")
-        suite_of(version & 0xFF)
-        if number not in expected:
-            raise RemoteProtocolError(f"message type {number} is not expected here")
-        kind = MessageType(number)
-        limit = self._parameters.frame_limit(kind)
-        if len(data) > limit:
-            raise RemoteProtocolError(f"{kind.label} must be <= {limit} bytes, got {len(data)}")
-        if len(data) != HEADER_BYTES + length + SIGNATURE_BYTES:
-            raise RemoteProtocolError(f"{kind.label} has another length than its header says")
-        return kind, version & 0xFF, data[HEADER_BYTES : HEADER_BYTES + length]
+            parts.suite.verify(key, signature, label(kind.label) + signed)
+            if len(self._verified) < self._capacity:
+                self._verified.add(fingerprint)
+        return Frame(type=kind, message=message, payload=parts.payload, digest=fingerprint)
 
     def _check_sender(self, kind: MessageType, sender: str) -> None:
         if sender not in self._registry:

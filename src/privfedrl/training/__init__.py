@@ -1,1 +1,60 @@
+"""Stage 3: a trajectory batch becomes a clipped local update.
 
+Importing this package loads numpy only. A name that needs torch loads it on first use, and raises
+MissingExtraError (extra "rl") if it is absent.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from privfedrl.errors import MissingExtraError
+from privfedrl.training.local_update import LocalUpdate, clip_rows
+
+if TYPE_CHECKING:
+    from privfedrl.training.local_trainer import LocalTrainer, ReinforceSettings
+    from privfedrl.training.networks import TorchMlp
+    from privfedrl.training.policy_file import load_policy, save_policy
+    from privfedrl.training.private_step import ReturnRelease, private_rows
+    from privfedrl.training.reinforce import Truncation, trajectory_weights
+
+__all__ = [
+    "LocalTrainer",
+    "LocalUpdate",
+    "ReinforceSettings",
+    "ReturnRelease",
+    "TorchMlp",
+    "Truncation",
+    "clip_rows",
+    "load_policy",
+    "private_rows",
+    "save_policy",
+    "trajectory_weights",
+]
+
+_LAZY = {
+    "LocalTrainer": "local_trainer",
+    "ReinforceSettings": "local_trainer",
+    "ReturnRelease": "private_step",
+    "TorchMlp": "networks",
+    "Truncation": "reinforce",
+    "load_policy": "policy_file",
+    "private_rows": "private_step",
+    "save_policy": "policy_file",
+    "trajectory_weights": "reinforce",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_LAZY[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "torch":
+            raise
+        raise MissingExtraError("torch", extra="rl") from error
+    value = getattr(module, name)
+    globals()[name] = value  # later look-ups skip this function
+    return value

@@ -1,7 +1,7 @@
 """The value that training hands to encoding: clipped rows that state their own bound.
 
-Guarantee: every row of a :class:`LocalUpdate` is finite and no longer than ``clip_norm``, so removing
-one unit moves the sum of the rows by at most ``clip_norm`` (audits/proofs/clipped_gradient.md).
+Guarantee: every row of a :class:`LocalUpdate` is finite and no longer than ``clip_norm``, so
+removing one unit moves the sum by at most ``clip_norm`` (audits/proofs/clipped_gradient.md).
 
 Notation: C the clip norm (L2), d the number of coordinates, a row = what one unit contributes.
 Needs numpy only; a coordinator or an encoder never loads torch for it.
@@ -67,7 +67,7 @@ def clip_rows(rows: ArrayLike, clip_norm: float) -> tuple[Float, int]:
     """
     bound = check_clip_norm(clip_norm)
     values = _matrix(rows)
-    finite = np.isfinite(values).all(axis=1)
+    finite = np.asarray(np.isfinite(values).all(axis=1))
     values = np.where(finite[:, None], values, 0.0)
     largest = _largest(values)
     scaled = values / np.where(largest > 0, largest, 1.0)[:, None]

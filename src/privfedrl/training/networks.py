@@ -72,6 +72,11 @@ class TorchMlp(nn.Module):
         self.load(np.zeros(self.num_parameters) if parameters is None else parameters)
 
     @property
+    def linear_layers(self) -> list[nn.Linear]:
+        """The layers from observation to output."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the parameters, inputs and gradients."""
         return next(self.parameters()).dtype
@@ -82,7 +87,8 @@ class TorchMlp(nn.Module):
         for layer in self.layers[:-1]:
             hidden = torch.tanh(layer(hidden))
         outputs = self.layers[-1](hidden)
-        return outputs, None if self.log_std is None else self.log_std(outputs)
+        # detached: it gives the shape only, and a hook waits for ever on an input without gradient
+        return outputs, None if self.log_std is None else self.log_std(outputs.detach())
 
     @torch.no_grad()
     def load(self, parameters: NDArray[np.floating]) -> None:

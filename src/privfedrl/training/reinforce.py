@@ -63,25 +63,17 @@ def trajectory_weights(
     """
     check_discount(gamma, truncation)
     rewards = np.where(batch.mask, batch.rewards, 0.0).astype(np.float64)
-    finite = np.isfinite(rewards).all(axis=1)
+    finite = np.asarray(np.isfinite(rewards).all(axis=1))
     rewards[~finite] = 0.0
     lengths = np.maximum(batch.lengths, 1)
-    returns = returns_to_go(rewards, batch.mask, gamma=gamma)
-    if truncation is Truncation.CONTINUE:
-        returns = returns + _beyond_truncation(batch, rewards, lengths, gamma)
+    worth = 0.0 if truncation is Truncation.NONE else rewards.sum(axis=1) / lengths / (1.0 - gamma)
+    returns = returns_to_go(
+        rewards,
+        batch.mask,
+        gamma=gamma,
+        truncated=batch.truncated & ~batch.terminated,
+        continuation=worth,
+    )
     weights = whiten_per_trajectory(returns, batch.mask) / np.sqrt(lengths)[:, None]
     weights = np.where(batch.mask & ~finite[:, None], np.nan, weights)
     return np.where(batch.mask, weights, 0.0).astype(np.float32)
-
-
-def _beyond_truncation(
-    batch: TrajectoryBatch,
-    rewards: NDArray[np.float64],
-    lengths: NDArray[np.int64],
-    gamma: float,
-) -> NDArray[np.float64]:
-    """gamma^(l - t) mean_reward / (1 - gamma) for rows cut by a time limit, else zero; [B, T]."""
-    steps_left = lengths[:, None] - np.arange(batch.mask.shape[1])
-    cut = batch.truncated & ~batch.terminated
-    value = np.where(cut, rewards.sum(axis=1) / lengths / (1.0 - gamma), 0.0)
-    return value[:, None] * np.float64(gamma) ** np.maximum(steps_left, 1)

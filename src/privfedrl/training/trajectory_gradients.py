@@ -51,6 +51,15 @@ class Steps(NamedTuple):
     weights: Tensor  # [B, T], w
     entropy: Tensor | None  # [B, T], entropy_weight * e; None when the bonus is off
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Steps:
+        """``change`` applied to every tensor that is there."""
+        entropy = None if self.entropy is None else change(self.entropy)
+        return Steps(change(self.observations), change(self.actions), change(self.weights), entropy)
+
+    def rows(self, start: int, stop: int) -> Steps:
+        """Trajectories start to stop - 1."""
+        return self.map(lambda tensor: tensor[start:stop])
+
 
 def fused(
     network: TorchMlp, batch: TrajectoryBatch, weights: Weights, entropy_weight: float = 0.0
@@ -73,8 +82,8 @@ def fused(
     tile = max(1, TILE_STEPS // max(horizon, 1))
     with torch.no_grad():
         for start in range(0, count if horizon else 0, tile):
-            window = slice(start, min(start + tile, count))
-            _fused_tile(network, Steps(*(t if t is None else t[window] for t in steps)), rows[window])
+            stop = min(start + tile, count)
+            _fused_tile(network, steps.rows(start, stop), rows[start:stop])
     return rows
 
 
@@ -98,7 +107,9 @@ def hooks(
         # torch notes that observations need no gradient; nothing here asks for one
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         objective(sampled(steps.observations), steps).backward()
-    return torch.cat([p.grad_sample.flatten(1) for p in sampled.parameters()], dim=1).detach()
+    # opacus hangs the samples on the parameters, under a name that torch's types do not know
+    samples = [getattr(p, "grad_sample") for p in sampled.parameters()]  # noqa: B009
+    return torch.cat([sample.flatten(1) for sample in samples], dim=1).detach()
 
 
 def loop(
@@ -108,7 +119,7 @@ def loop(
     steps = prepare(network, batch, weights, entropy_weight)
     rows = []
     for i in range(len(steps.weights)):
-        alone = Steps(*(t if t is None else t[i : i + 1] for t in steps))
+        alone = steps.rows(i, i + 1)
         value = objective(network(alone.observations), alone)
         gradients = torch.autograd.grad(value, list(network.parameters()))
         rows.append(torch.cat([g.flatten() for g in gradients]))
@@ -171,11 +182,12 @@ def _check(
 def _fused_tile(network: TorchMlp, steps: Steps, rows: Tensor) -> None:
     """Write the gradients of the trajectories in ``steps`` to ``rows`` [b, d]."""
     count, horizon = steps.weights.shape
-    flat = Steps(*(t if t is None else t.flatten(0, 1) for t in steps))
+    flat = steps.map(lambda tensor: tensor.flatten(0, 1))
+    layers = network.linear_layers
     inputs = [flat.observations]
-    for layer in network.layers[:-1]:
+    for layer in layers[:-1]:
         inputs.append(torch.addmm(layer.bias, inputs[-1], layer.weight.t()).tanh_())
-    head = network.layers[-1]
+    head = layers[-1]
     outputs = torch.addmm(head.bias, inputs[-1], head.weight.t())
     end = network.num_parameters
     if network.log_std is None:
@@ -185,8 +197,8 @@ def _fused_tile(network: TorchMlp, steps: Steps, rows: Tensor) -> None:
         begin = end - network.num_outputs
         torch.sum(spread.view(count, horizon, -1), 1, out=rows[:, begin:end])
         end = begin
-    for index in range(len(network.layers) - 1, -1, -1):
-        layer = network.layers[index]
+    for index in range(len(layers) - 1, -1, -1):
+        layer = layers[index]
         end = _layer_rows(layer, delta, inputs[index], rows, end)
         if index:
             delta = torch.mm(delta, layer.weight)
@@ -240,8 +252,9 @@ def _grad_sample_module(network: TorchMlp) -> torch.nn.Module:
     except ImportError as error:
         raise MissingExtraError("opacus", extra="rl") from error
     register_grad_sampler(LogStd)(_log_std_grad_sample)
-    wrapped = GradSampleModule(copy.deepcopy(network), batch_first=True, loss_reduction="sum")
-    assert isinstance(wrapped, torch.nn.Module)
+    wrapped: torch.nn.Module = GradSampleModule(
+        copy.deepcopy(network), batch_first=True, loss_reduction="sum"
+    )
     return wrapped
 
 

@@ -1,0 +1,27 @@
+"""``privfedrl``: one command per thing a user does. Each module beside this one holds one of them."""
+
+from __future__ import annotations
+
+import typer
+
+from privfedrl.cli import ledger, plan, statement, train, version
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="privfedrl",
+    help="Federated reinforcement learning with secure aggregation and a privacy ledger.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.add_typer(plan.app, name="plan")
+app.add_typer(ledger.app, name="ledger")
+app.command("statement")(statement.statement)
+app.command("version")(version.version)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app()

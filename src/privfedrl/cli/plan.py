@@ -1,0 +1,69 @@
+"""``privfedrl plan check|new``: what a plan promises, and where to start."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privfedrl.cli.output import BAD_INPUT, console, emit, reported_errors
+from privfedrl.errors import ConfigurationError
+from privfedrl.plan import Plan
+
+__all__ = ["app", "template_names"]
+
+app = typer.Typer(help="Check a plan, or start one from a template.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="plan file (TOML)")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
+) -> None:
+    """Print what PLAN promises and costs, or everything that is wrong with it."""
+    try:
+        with reported_errors(as_json=False):
+            promised = Plan.from_toml(path).check()
+    except typer.Exit as stop:
+        if as_json and isinstance(stop.__cause__, ConfigurationError):
+            emit({"ok": False, "problems": list(stop.__cause__.problems)})
+        raise
+    if as_json:
+        emit({"ok": True, **promised.to_dict()})
+    else:
+        typer.echo(str(promised))
+
+
+@app.command()
+def new(
+    template: Annotated[str, typer.Argument(help="template name, see the error for a list")],
+    out: Annotated[Path | None, typer.Option("--out", help="write here instead of stdout")] = None,
+) -> None:
+    """Print a commented plan to start from."""
+    names = template_names()
+    if template not in names:
+        console.print(f"template must be one of {', '.join(names)}, got {template!r}", markup=False)
+        raise typer.Exit(BAD_INPUT)
+    text = _templates().joinpath(f"{template}.toml").read_text(encoding="utf-8")
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        console.print(f"--out {str(out)!r} exists already; nothing was written", markup=False)
+        raise typer.Exit(BAD_INPUT)
+    out.write_text(text, encoding="utf-8")
+
+
+def template_names() -> list[str]:
+    """Names that ``plan new`` takes."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in _templates().iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def _templates() -> resources.abc.Traversable:
+    return resources.files("privfedrl").joinpath("plans")

@@ -1,0 +1,92 @@
+"""The simulator's source of experience: all agents of a round rolled out together.
+
+Guarantee: the batch an agent gets is the one it would have collected alone, because each agent has a
+generator of its own, derived from (seed, agent, round, attempt, local step). Rolling them as one
+block only saves time; no agent object sees another agent's batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.envs import EnvSpec
+from privfedrl.errors import EnvironmentFault
+from privfedrl.federation.setup import RoundSetup
+from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, collect_fleet
+
+__all__ = ["FleetExperience", "generator"]
+
+# one stream per purpose, so that no two draws of a run share a generator
+STREAMS = {"rollout": 0, "initial policy": 1, "dropouts": 2, "evaluation": 3, "fleet": 4}
+
+
+def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
+    """The generator of one purpose and position; never used for noise or keys."""
+    return np.random.default_rng([seed, STREAMS[stream], *indices])
+
+
+class FleetExperience:
+    """Batches of a fleet, collected when :meth:`prepare` is called and handed out once each."""
+
+    def __init__(
+        self,
+        setup: RoundSetup,
+        specs: Sequence[EnvSpec],
+        *,
+        seed: int,
+        workers: RolloutWorkers | None,
+    ) -> None:
+        self._setup = setup
+        self._specs = tuple(specs)
+        self._seed = seed
+        self._workers = workers
+        self._ready: dict[int, TrajectoryBatch | EnvironmentFault] = {}
+        self.collected: dict[int, TrajectoryBatch | EnvironmentFault] = {}
+        """Oracle, simulation only: what each agent collected first in the last round."""
+
+    def prepare(
+        self, parameters: NDArray[np.float64], round_index: int, attempt: int, agents: Sequence[int]
+    ) -> None:
+        """Collect the first batch of every agent that takes part."""
+        batches = self._collect(parameters, agents, round_index, attempt, 0)
+        self.collected = dict(zip(agents, batches, strict=True))
+        self._ready = dict(self.collected)
+
+    def of(
+        self, agent: int, parameters: NDArray[np.float64], round_index: int, attempt: int, step: int
+    ) -> TrajectoryBatch:
+        """One fresh batch for ``agent``; raises the EnvironmentFault that its environment had."""
+        if step == 0 and agent in self._ready:
+            batch = self._ready.pop(agent)
+        else:
+            (batch,) = self._collect(parameters, [agent], round_index, attempt, step)
+        if isinstance(batch, EnvironmentFault):
+            raise batch
+        return batch
+
+    def _collect(
+        self,
+        parameters: NDArray[np.float64],
+        agents: Sequence[int],
+        round_index: int,
+        attempt: int,
+        step: int,
+    ) -> list[TrajectoryBatch | EnvironmentFault]:
+        if not agents:
+            return []
+        fleet = self._setup.plan.fleet
+        return collect_fleet(
+            self._setup.policy,
+            parameters,
+            [self._specs[agent] for agent in agents],
+            fleet.trajectories,
+            horizon=fleet.horizon,
+            rngs=[
+                generator(self._seed, "rollout", agent, round_index, attempt, step)
+                for agent in agents
+            ],
+            workers=self._workers,
+        )

@@ -1,0 +1,329 @@
+"""From a run to its statement: every field worked out from the plan and the ledger, none assumed.
+
+Guarantee: epsilon comes from the ledger's settled events, never from the plan's target; what is not
+known is said as such, and then no epsilon is printed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+
+from privfedrl.errors import PrivacyError
+from privfedrl.federation.setup import RoundSetup
+from privfedrl.privacy import (
+    Adjacency,
+    DpEvent,
+    Ledger,
+    SkellamEvent,
+    Statement,
+    Unit,
+    compose,
+)
+from privfedrl.privacy.statement import UNSIGNED
+from privfedrl.privacy.statement_fields import (
+    AccountantField,
+    AdjacencyField,
+    AuditEvidenceField,
+    CaveatsField,
+    Claim,
+    DeltaContextField,
+    EpsilonField,
+    IdentityField,
+    ImplementationField,
+    LedgerField,
+    MechanismField,
+    NotCoveredField,
+    PartyView,
+    RandomnessField,
+    Release,
+    SamplingField,
+    SecureAggregationField,
+    SideReleasesField,
+    UnitField,
+)
+
+__all__ = ["environment_hash", "run_statement"]
+
+_VALID_DAYS = 365
+_CURVE_DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4)
+_NONE = "not applicable: this run adds no noise and promises nothing"
+
+
+def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> Statement:
+    """The 18 fields of a run whose releases are in ``ledger``.
+
+    Args:
+        setup: of the run's plan.
+        ledger: the coordinator's; charges of other plans do not enter the claims.
+        deterministic: True when a test generator stood in for entropy; the statement is then void.
+    """
+    plan = setup.plan
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    version = metadata.version("privfedrl")
+    population = plan.fleet.agents * plan.fleet.trajectories * plan.federation.rounds
+    if plan.unit is Unit.AGENT:
+        population = plan.fleet.agents
+    return Statement(
+        identity=IdentityField(
+            statement_id=f"{plan.name}/{ledger.head[:16]}",
+            version="1",
+            date=today.isoformat(),
+            valid_until=(today + datetime.timedelta(days=_VALID_DAYS)).isoformat(),
+            issuer="the operator of this run (simulation: one process)",
+            signature=UNSIGNED,
+        ),
+        unit=_unit(setup),
+        adjacency=AdjacencyField(relation=Adjacency.ADD_REMOVE.value, population_is_public=True),
+        epsilon=EpsilonField(claims=_claims(setup, ledger) if setup.mechanism else _NONE),
+        delta_context=DeltaContextField(
+            population=population,
+            comparison=f"delta x units = {plan.privacy.delta * population:.3g}",
+        ),
+        mechanism=_mechanism(setup),
+        sampling=SamplingField(
+            assumption="none: every registered agent is invited in every round (q = 1); no "
+            "amplification is claimed",
+            implemented_by="privfedrl.federation.coordinator.Coordinator.open_round",
+        ),
+        accountant=_accountant(setup, ledger, version),
+        trust_model=_trust(setup),
+        releases=_releases(setup),
+        side_releases=_side_releases(setup),
+        not_covered=_not_covered(),
+        randomness=RandomnessField(
+            source="deterministic test generator" if deterministic else "operating system entropy",
+            deterministic=deterministic,
+            secure_sampler=not deterministic,
+            floating_point="no floating-point noise is released: integers of a checked norm plus "
+            "integer Skellam noise from an exact table sampler",
+        ),
+        implementation=ImplementationField(
+            version=f"privfedrl {version}, Python {platform.python_version()}",
+            commit="not applicable: identified by version and environment hash",
+            lock_hash=environment_hash(),
+            sbom_id="not applicable: no SBOM is published for this version",
+        ),
+        secure_aggregation=_secure_aggregation(setup),
+        audit_evidence=AuditEvidenceField(
+            level="none yet: no statistical audit of this run; the proofs under audits/proofs and "
+            "the test suite are the evidence",
+            views="not applicable: no audit was run",
+            canaries="not applicable: no canaries were planted",
+            epsilon_lower="not applicable: no audit was run",
+            confidence="not applicable: no audit was run",
+            power="not applicable: no audit was run",
+            date="not applicable: no audit was run",
+        ),
+        caveats=_caveats(setup, today),
+        ledger=LedgerField(head=ledger.head, entries=len(ledger)),
+    )
+
+
+def environment_hash() -> str:
+    """SHA-256 over name==version of everything installed: what a lock file would pin."""
+    found = {
+        f"{(distribution.metadata['Name'] or '').lower()}=={distribution.version}"
+        for distribution in metadata.distributions()
+    }
+    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
+
+
+def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
+    plan = setup.plan
+    held = ledger.reservations(plan_digest=plan.digest)
+    if not held:
+        raise PrivacyError("the ledger holds no release of this plan; there is nothing to state")
+    events = [(one.charge.group, one.event) for one in held]
+    claims = [_claim(setup, setup.adversary, events)]
+    if plan.protection.kind == "pairwise":
+        known = plan.privacy.max_colluding
+        for name, extra in (("coordinator", known), ("public", known)):
+            claims.append(_claim(setup, name, list(_with_more_shares(setup, events, extra))))
+    return tuple(claims)
+
+
+def _with_more_shares(
+    setup: RoundSetup, events: Iterable[tuple[str, DpEvent]], extra: int
+) -> Iterable[tuple[str, DpEvent]]:
+    """The same releases for somebody who knows ``extra`` fewer of the noise shares in them."""
+    for group, event in events:
+        if not isinstance(event, SkellamEvent) or setup.mechanism is None:
+            raise PrivacyError("every release of a plan with noise must be a Skellam event")
+        variance = event.variance + extra * setup.mechanism.share_variance
+        yield group, SkellamEvent(sensitivity=event.sensitivity, variance=variance)
+
+
+def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim:
+    plan = setup.plan
+    spent = compose(plan.unit, events, plan.privacy.delta)
+    if not math.isfinite(spent.epsilon):
+        raise PrivacyError("the ledger holds a release without noise under a plan that adds some")
+    return Claim(
+        adversary=adversary,
+        epsilon=spent.epsilon,
+        delta=plan.privacy.delta,
+        bound=spent.bound,
+        curve_kind="RDP of the Skellam mechanism",
+        curve=tuple((delta, compose(plan.unit, events, delta).epsilon) for delta in _CURVE_DELTAS),
+    )
+
+
+def _unit(setup: RoundSetup) -> UnitField:
+    plan = setup.plan
+    if plan.unit is Unit.TRAJECTORY:
+        return UnitField(
+            unit="trajectory",
+            max_contributions="one trajectory per unit in the whole run, in one release",
+            enforced_by="each agent's ledger refuses a second reservation of the same batch; "
+            "LocalTrainer refuses a used batch",
+        )
+    return UnitField(
+        unit="agent",
+        max_contributions=f"one clipped model delta per round, {plan.federation.rounds} rounds",
+        enforced_by="each agent's journal spends (round, attempt) once; the ledger adds all rounds",
+    )
+
+
+def _mechanism(setup: RoundSetup) -> MechanismField:
+    plan = setup.plan
+    noisy = setup.mechanism is not None
+    return MechanismField(
+        name="distributed Skellam on conditionally rounded integers" if noisy else "none",
+        noise_added=noisy,
+        clip_norm=setup.total_clip,
+        noise_multiplier=setup.noise_multiplier if noisy else _NONE,
+        noise_location="a share at every agent, before masking" if noisy else _NONE,
+        noise_shares=f"sized so that {plan.honest_floor} honest survivors carry the claim"
+        if noisy
+        else _NONE,
+        dropout_tolerance=f"{plan.fleet.agents - plan.threshold} of {plan.fleet.agents} agents per "
+        "round; fewer survivors abort the round without a sum",
+    )
+
+
+def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantField:
+    plan = setup.plan
+    held = ledger.reservations(plan_digest=plan.digest)
+    others = len(ledger.reservations()) - len(held)
+    trajectory = plan.unit is Unit.TRAJECTORY
+    return AccountantField(
+        name="privfedrl.privacy.accountant, RDP on integer orders",
+        version=version,
+        numeric_error="double precision; the sampler's total variation (< 2^-100) is part of delta",
+        rule="maximum over rounds" if trajectory else "sum over participations",
+        composed=(f"{len(held)} releases of this plan, unsettled ones at their worst case",),
+        prior_spend=f"{others} releases of other plans in the same ledger"
+        if others
+        else "none: the ledger holds this plan alone",
+        lifetime_budget=f"epsilon {plan.privacy.epsilon:g} at delta {plan.privacy.delta:g}, "
+        "enforced at reservation",
+    )
+
+
+def _trust(setup: RoundSetup) -> tuple[PartyView, ...]:
+    plan = setup.plan
+    c = plan.privacy.max_colluding
+    if plan.protection.kind == "none":
+        coordinator = PartyView(
+            party="coordinator",
+            sees="every agent's noised vector in the clear" if setup.mechanism else "every vector",
+            trusted_for="everything: this is a control run inside one process",
+        )
+    else:
+        coordinator = PartyView(
+            party=f"coordinator with up to {c} agents",
+            sees="one noised sum per round over at least "
+            f"{plan.threshold} survivors, their names, message sizes and times",
+            trusted_for="availability only; it may deviate from the protocol",
+        )
+    return (
+        coordinator,
+        PartyView(party="one agent", sees="the policy of every round", trusted_for="nothing"),
+        PartyView(party="the public", sees="the final policy", trusted_for="nothing"),
+    )
+
+
+def _releases(setup: RoundSetup) -> tuple[Release, ...]:
+    what = "noised mean of clipped policy gradients, as a new policy"
+    if setup.plan.unit is Unit.AGENT:
+        what = "noised mean of clipped model deltas, as a new policy"
+    found = [Release(what=what, to_whom="everybody", how_often="every round")]
+    release = setup.plan.privacy.mean_return
+    if release is not None:
+        found.append(
+            Release(
+                what=f"noised mean return clipped to [{release.low:g}, {release.high:g}], one more "
+                "coordinate of the same vector",
+                to_whom="everybody",
+                how_often="every round",
+            )
+        )
+    return tuple(found)
+
+
+def _side_releases(setup: RoundSetup) -> SideReleasesField:
+    rewards = "only as the noised mean return" if setup.plan.privacy.mean_return else "not released"
+    return SideReleasesField(
+        counts="public constants of the plan",
+        norms="not released",
+        rewards=rewards,
+        losses="not released",
+        survivor_sets="public; assumed not to depend on data",
+        timing="not hidden: the time an agent needs for its rollouts is visible to the coordinator",
+        hyper_parameter_search="not covered: choosing a plan by looking at earlier runs on the same "
+        "data is not charged",
+        early_stopping="none: the number of rounds is fixed by the plan",
+        normaliser_state="none is kept",
+    )
+
+
+def _not_covered() -> NotCoveredField:
+    return NotCoveredField(
+        correlated_data="a unit that is correlated with others can be inferred from them",
+        group_privacy="k units together lose up to k epsilon",
+        population_inference="what holds for the fleet as a whole is learned on purpose",
+        poisoning="a malicious agent is bounded by its clip norm only if it clips; ranges are not "
+        "proven",
+        endpoint_compromise="whoever controls an agent sees its trajectories",
+    )
+
+
+def _secure_aggregation(setup: RoundSetup) -> SecureAggregationField:
+    plan = setup.plan
+    if plan.protection.kind == "none":
+        text = "not applicable: vectors are summed in the clear"
+        return SecureAggregationField(
+            protocol="none",
+            cryptographic=False,
+            threat_model=text,
+            threshold=text,
+            floor=text,
+            collusion_bound=text,
+        )
+    return SecureAggregationField(
+        protocol="pfrl-sa/1, double masking on the complete graph",
+        cryptographic=True,
+        threat_model="malicious coordinator and colluding agents up to the collusion bound",
+        threshold=plan.threshold,
+        floor=plan.honest_floor,
+        collusion_bound=plan.privacy.max_colluding,
+    )
+
+
+def _caveats(setup: RoundSetup, today: datetime.date) -> CaveatsField:
+    items = [
+        "A simulation ran all agents in one process; a deployment must run them apart.",
+        "A participant's own view adds the actions it took: joint differential privacy.",
+        "The wall time of rollouts depends on trajectories and is not protected.",
+    ]
+    if setup.plan.protection.kind == "none":
+        items.append("Without secure aggregation the claim holds against the public only.")
+    if setup.mechanism is None:
+        items.append("Control run: nothing is promised.")
+    expiry = (today + datetime.timedelta(days=_VALID_DAYS)).isoformat()
+    return CaveatsField(items=tuple(items), expiry=expiry)

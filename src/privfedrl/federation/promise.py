@@ -1,0 +1,182 @@
+"""What a plan promises and costs, worked out before anything runs.
+
+Guarantee: the figures come from the same derivation that agents and coordinator use; a plan that
+cannot keep its promise raises instead of returning one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from privfedrl.errors import ConfigurationError
+from privfedrl.federation.setup import RoundSetup, round_setup
+from privfedrl.plan import Plan
+from privfedrl.privacy import Adjacency, DpEvent, Unit, compose
+
+__all__ = ["Promise", "View", "promise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Epsilon at the plan's delta for one adversary, when as few survive as the protocol allows.
+
+    Attributes:
+        adversary: whom the figures are about.
+        honest_shares: noise shares in a released sum that this adversary does not know.
+        epsilon: one unit absent or present; None where nothing is promised.
+        epsilon_replace: one unit replaced by another.
+    """
+
+    adversary: str
+    honest_shares: int
+    epsilon: float | None
+    epsilon_replace: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """The answer of ``plan check``; ``str()`` of it is what people read.
+
+    Attributes:
+        views: epsilon per adversary.
+        noise_multiplier: total noise of the honest floor over the clip norm of a unit's row.
+        threshold, honest_floor: survivors needed, and honest ones among them.
+        tolerated_dropouts: agents that may vanish in any stage of a round.
+        headroom_bits: unused bits of the ring above the largest possible sum.
+        bytes_up_per_agent_round: upper bound of what an agent sends in a round.
+        vector_length: coordinates on the wire; parameters and released metrics, padded.
+    """
+
+    plan_name: str
+    plan_digest: str
+    unit: str
+    mechanism: str
+    protection: str
+    delta: float
+    releases_per_unit: int
+    views: tuple[View, ...]
+    noise_multiplier: float
+    threshold: int
+    honest_floor: int
+    tolerated_dropouts: int
+    headroom_bits: float
+    bytes_up_per_agent_round: int
+    vector_length: int
+    num_parameters: int
+    episodes_per_agent: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"plan         {self.plan_name}  (digest {self.plan_digest[:16]}…)",
+            f"unit         {self.unit}, {_times(self.releases_per_unit)} charged in a run",
+            f"mechanism    {self.mechanism}, noise multiplier {self.noise_multiplier:.3f} "
+            "carried by the honest floor alone",
+            f"protection   {self.protection}, threshold {self.threshold}, honest floor "
+            f"{self.honest_floor}, {self.tolerated_dropouts} dropouts tolerated per round",
+            f"vector       {self.num_parameters} parameters, {self.vector_length} coordinates on "
+            f"the wire, {self.headroom_bits:.1f} bits of headroom",
+            f"upload       at most {self.bytes_up_per_agent_round:,} bytes per agent and round",
+            f"experience   {self.episodes_per_agent:,} episodes per agent in a run",
+            f"epsilon at delta {self.delta:g}, worst case of the protocol:",
+        ]
+        lines += [
+            f"  {view.adversary:<24} {_figure(view.epsilon):>8}   replace-one "
+            f"{_figure(view.epsilon_replace):>8}   ({view.honest_shares} unknown noise shares)"
+            for view in self.views
+        ]
+        return "\n".join(lines)
+
+
+def promise(plan: Plan) -> Promise:
+    """Work out what ``plan`` promises.
+
+    Raises:
+        ConfigurationError: the plan is infeasible; ``problems`` says why.
+    """
+    setup = round_setup(plan)
+    _check_schedule(plan)
+    largest = setup.codec.headroom
+    size = (
+        setup.codec.padded * plan.encoding.ring_bits // 8
+        if setup.parameters is None
+        else setup.parameters.bytes_up_per_client()
+    )
+    return Promise(
+        plan_name=plan.name,
+        plan_digest=plan.digest.hex(),
+        unit=plan.unit.value,
+        mechanism=plan.privacy.mechanism,
+        protection=plan.protection.kind,
+        delta=plan.privacy.delta,
+        releases_per_unit=_releases(plan),
+        views=tuple(_view(setup, name, shares) for name, shares in _adversaries(plan)),
+        noise_multiplier=setup.noise_multiplier,
+        threshold=plan.threshold,
+        honest_floor=plan.honest_floor,
+        tolerated_dropouts=plan.fleet.agents - plan.threshold,
+        headroom_bits=plan.encoding.ring_bits - 1 - math.log2(largest),
+        bytes_up_per_agent_round=size,
+        vector_length=setup.codec.padded,
+        num_parameters=setup.policy.num_parameters,
+        episodes_per_agent=plan.federation.rounds
+        * plan.fleet.trajectories
+        * plan.training.local_steps,
+    )
+
+
+def _releases(plan: Plan) -> int:
+    return 1 if plan.unit is Unit.TRAJECTORY else plan.federation.rounds
+
+
+def _adversaries(plan: Plan) -> list[tuple[str, int]]:
+    """Who is considered, and how many noise shares in a minimal sum each does not know."""
+    colluding = plan.privacy.max_colluding
+    public = ("public", plan.threshold)
+    if plan.protection.kind == "none":
+        return [("coordinator", 1), public]
+    return [
+        (f"coordinator+{colluding}", plan.honest_floor),
+        ("coordinator", plan.threshold),
+        ("one agent", plan.threshold - 1),
+        public,
+    ]
+
+
+def _view(setup: RoundSetup, adversary: str, shares: int) -> View:
+    if setup.mechanism is None:
+        return View(adversary=adversary, honest_shares=0, epsilon=None, epsilon_replace=None)
+    event = setup.event(shares)
+    return View(
+        adversary=adversary,
+        honest_shares=shares,
+        epsilon=_epsilon(setup.plan, event, Adjacency.ADD_REMOVE),
+        epsilon_replace=_epsilon(setup.plan, event, Adjacency.REPLACE_ONE),
+    )
+
+
+def _epsilon(plan: Plan, event: DpEvent, adjacency: Adjacency) -> float:
+    releases = [(index, event) for index in range(_releases(plan))]
+    return compose(plan.unit, releases, plan.privacy.delta, adjacency=adjacency).epsilon
+
+
+def _check_schedule(plan: Plan) -> None:
+    spare, drop = plan.fleet.agents - plan.threshold, plan.simulation.dropouts_per_round
+    if drop > spare:
+        raise ConfigurationError(
+            f"simulation.dropouts_per_round must be <= agents - threshold = {spare}, got {drop}: "
+            "every round would abort"
+        )
+
+
+def _times(count: int) -> str:
+    return "1 release" if count == 1 else f"{count} releases"
+
+
+def _figure(epsilon: float | None) -> str:
+    return "none" if epsilon is None else f"{epsilon:.4f}"

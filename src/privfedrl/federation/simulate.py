@@ -1,0 +1,477 @@
+"""A whole federation in one process: the embedded default, and what ``privfedrl train`` runs.
+
+Guarantee: noise and keys come from the system's entropy and every release is charged in real
+ledgers, exactly as in a deployment; ``seed`` reaches environments, the initial policy and the
+dropout schedule only. What a deployment could not see (returns, episode lengths) goes to files
+named *oracle, simulation only*, apart from released metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.envs import heterogeneous, nominal
+from privfedrl.errors import ConfigurationError, EnvironmentFault, RoundAborted, StorageError
+from privfedrl.federation.agent import Agent
+from privfedrl.federation.contribution import contribute, local_trainer
+from privfedrl.federation.coordinator import (
+    Coordinator,
+    FederationState,
+    RoundResult,
+    advance,
+    initial_federation_state,
+    reserve_round,
+    settle_round,
+)
+from privfedrl.federation.fleet_experience import FleetExperience, generator
+from privfedrl.federation.guarantee import run_statement
+from privfedrl.federation.participants import Participants
+from privfedrl.federation.run_directory import (
+    FORMAT,
+    METRICS,
+    ORACLE,
+    RunDirectory,
+    RunHeader,
+    check_same_run,
+    write_atomically,
+)
+from privfedrl.federation.setup import RoundSetup, round_setup
+from privfedrl.federation.simulated_round import (
+    DROPOUT_STAGES,
+    StageClock,
+    Traffic,
+    dropout_schedule,
+    run_round,
+)
+from privfedrl.federation.summary import RunSummary, released_row, summarise
+from privfedrl.plan import Plan
+from privfedrl.primitives.random import (
+    DeterministicEntropy,
+    Entropy,
+    is_deterministic,
+    system_entropy,
+)
+from privfedrl.privacy import Ledger, Statement
+from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, greedy_return
+from privfedrl.secagg import ideal_sum
+from privfedrl.training import save_policy
+
+__all__ = ["Progress", "Run", "Runtime", "simulate"]
+
+# a round that aborts is tried again with fresh trajectories; more failures than this are no accident
+MAX_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Switches that cannot change privacy.
+
+    Attributes:
+        workers: processes for environments that are not vectorised; None = one per core.
+    """
+
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a progress display may show after a round.
+
+    ``mean_return`` and ``greedy_return`` are oracle values of the simulation, not releases.
+    """
+
+    round: int
+    rounds: int
+    epsilon: float
+    survivors: int
+    dropouts: int
+    mean_return: float
+    greedy_return: float | None
+    released_return: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished simulation.
+
+    Attributes:
+        path: its directory.
+        parameters: float64 [d], the released policy.
+        summary: the figures of ``train --json``.
+        statement: the guarantee.
+    """
+
+    path: Path
+    plan: Plan
+    parameters: NDArray[np.float64]
+    summary: RunSummary
+    statement: Statement
+
+    @property
+    def mean_return(self) -> float:
+        """Oracle, simulation only: mean training return over the fleet in the last round."""
+        return self.summary.mean_return_last
+
+    @property
+    def ledger(self) -> Ledger:
+        """The coordinator's ledger, opened for reading."""
+        return Ledger.open(RunDirectory(self.path).ledger, read_only=True)
+
+
+def simulate(
+    plan: Plan,
+    *,
+    out: str | os.PathLike[str],
+    seed: int | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    runtime: Runtime | None = None,
+    entropy: Entropy = system_entropy,
+) -> Run:
+    """Train the plan's fleet and leave everything about the run in ``out``.
+
+    Args:
+        plan: what to do; its promise is checked before anything starts.
+        out: run directory; created, locked while the run lasts.
+        seed: for environments, initial policy and dropout schedule; None draws one.
+        resume: go on with the run that ``out`` holds, after its last completed round.
+        progress: called after every round.
+        runtime: speed only.
+        entropy: the system's, or a ``DeterministicEntropy`` in a test: then the run promises
+            nothing and its statement says so.
+    Raises:
+        ConfigurationError: the plan is infeasible, or ``out`` holds a run of another plan or seed.
+        StorageError: ``out`` is in use, full, damaged, or holds a run and ``resume`` is False.
+        BudgetExceeded: the ledger refuses a round; everything up to it is kept.
+        RoundAborted: a round failed MAX_ATTEMPTS times.
+        EnvironmentFault: no agent's environment works.
+    """
+    plan.check()
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ConfigurationError(f"seed must lie in [0, 2^63), got {seed}")
+    directory = RunDirectory(Path(out))
+    with directory.locked():
+        header = _header(directory, plan, seed=seed, resume=resume, entropy=entropy)
+        with _simulation(directory, plan, header, runtime or Runtime(), entropy) as simulation:
+            simulation.train(progress)
+            return simulation.finish()
+
+
+def _header(
+    directory: RunDirectory, plan: Plan, *, seed: int | None, resume: bool, entropy: Entropy
+) -> RunHeader:
+    header = directory.header()
+    if header is None:
+        header = RunHeader(
+            format=FORMAT,
+            plan_digest=plan.digest.hex(),
+            task_id=entropy(32).hex(),
+            seed=secrets.randbelow(2**31) if seed is None else seed,
+            deterministic=is_deterministic(entropy),
+        )
+        directory.create(header, plan)
+        return header
+    if not resume:
+        raise StorageError(
+            f"run directory {str(directory.path)!r} holds a run already; use resume to go on with "
+            "it, or another directory"
+        )
+    check_same_run(header, plan, seed=seed)
+    if header.deterministic != is_deterministic(entropy):
+        raise ConfigurationError("a run must be resumed with the kind of entropy it began with")
+    return header
+
+
+@contextlib.contextmanager
+def _simulation(
+    directory: RunDirectory,
+    plan: Plan,
+    header: RunHeader,
+    runtime: Runtime,
+    entropy: Entropy,
+) -> Iterator[_Simulation]:
+    with contextlib.ExitStack() as stack:
+        participants = stack.enter_context(Participants.open(directory, plan, entropy))
+        workers = stack.enter_context(RolloutWorkers(runtime.workers or os.cpu_count() or 1))
+        yield _Simulation(directory, plan, header, participants, workers, entropy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted:
+    """A completed round and the abort codes of the attempts before it."""
+
+    state: FederationState
+    result: RoundResult
+    traffic: Traffic
+    failures: list[str]
+
+
+class _Simulation:
+    """The loop over rounds. Everything durable is in the directory and the ledgers."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        plan: Plan,
+        header: RunHeader,
+        participants: Participants,
+        workers: RolloutWorkers,
+        entropy: Entropy,
+    ) -> None:
+        self.directory, self.plan, self.header = directory, plan, header
+        self.participants, self.entropy = participants, entropy
+        self.setup: RoundSetup = round_setup(plan)
+        fleet = plan.fleet
+        specs = heterogeneous(
+            fleet.environment, level=fleet.level, agents=fleet.agents, seed=header.seed
+        )
+        self.experience = FleetExperience(self.setup, specs, seed=header.seed, workers=workers)
+        self.nominal = nominal(fleet.environment)
+        saved = directory.restore()
+        if saved is None:
+            rng = generator(header.seed, "initial policy")
+            self.state = initial_federation_state(
+                bytes.fromhex(header.task_id),
+                np.asarray(self.setup.policy.initial_parameters(rng), dtype=np.float64),
+            )
+            self.sums = {"wall_s": 0.0, "env_steps": 0.0}
+        else:
+            self.state, self.sums = saved
+        directory.cut(self.state.round)
+        self.run_one = self._protected if plan.protection.kind == "pairwise" else self._clear
+        self.agents = self._agents() if plan.protection.kind == "pairwise" else {}
+        self.trainers = {name: local_trainer(self.setup) for name in participants.agents}
+
+    def train(self, progress: Callable[[Progress], None]) -> None:
+        """Rounds from the state until the plan's last one."""
+        while self.state.round < self.plan.federation.rounds:
+            clock = StageClock()
+            attempted = self._attempts(clock)
+            greedy = self._evaluate(attempted.state, clock)
+            progress(self._record(attempted, greedy, clock))
+
+    def finish(self) -> Run:
+        """Policy, statement and summary of a complete run."""
+        path = self.directory.policy
+        save_policy(path, self.setup.policy, self.state.parameters, plan_digest=self.plan.digest)
+        statement = run_statement(
+            self.setup, self.participants.ledger, deterministic=self.header.deterministic
+        )
+        write_atomically(self.directory.statement, statement.to_json().encode())
+        summary = summarise(
+            self.plan,
+            released=self.directory.rows(METRICS),
+            oracle=self.directory.rows(ORACLE),
+            ledger=self.participants.ledger,
+            sums=self.sums,
+        )
+        write_atomically(self.directory.path / "summary.json", summary.to_json())
+        return Run(
+            path=self.directory.path,
+            plan=self.plan,
+            parameters=self.state.parameters,
+            summary=summary,
+            statement=statement,
+        )
+
+    def _agents(self) -> dict[str, Agent]:
+        return {
+            name: Agent(
+                self.plan,
+                identity=self.participants.identities[name],
+                registry=self.participants.registry,
+                ledger=self.participants.ledgers[name],
+                journal=self.participants.journals[name],
+                experience=self._experience_of(index),
+                entropy=self._entropy_of(name),
+            )
+            for index, name in enumerate(self.participants.agents)
+        }
+
+    def _experience_of(
+        self, index: int
+    ) -> Callable[[NDArray[np.float64], int, int, int], TrajectoryBatch]:
+        return lambda theta, round_index, attempt, step: self.experience.of(
+            index, theta, round_index, attempt, step
+        )
+
+    def _entropy_of(self, name: str) -> Entropy:
+        if isinstance(self.entropy, DeterministicEntropy):
+            return self.entropy.fork(f"{name}/{self.state.round}".encode())
+        return self.entropy
+
+    def _attempts(self, clock: StageClock) -> Attempted:
+        """Try the next round until it has a result; each try uses fresh trajectories."""
+        failures: list[str] = []
+        while True:
+            try:
+                state, result, traffic = self.run_one(clock)
+            except RoundAborted as aborted:
+                failures.append(aborted.code)
+                if len(failures) >= MAX_ATTEMPTS:
+                    raise
+                continue
+            return Attempted(state=state, result=result, traffic=traffic, failures=failures)
+
+    def _protected(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
+        coordinator = Coordinator(
+            self.plan,
+            identity=self.participants.identities["coordinator"],
+            registry=self.participants.registry,
+            ledger=self.participants.ledger,
+            state=self.state,
+            entropy=self._entropy_of("coordinator"),
+        )
+        with clock.stage("secure aggregation"):
+            invitations = coordinator.open_round()
+        attempt = coordinator.attempt
+        dropouts = self._dropouts(attempt)
+        self._collect(attempt, dropouts, clock)
+        traffic = run_round(coordinator, self.agents, invitations, dropouts, clock)
+        with clock.stage("secure aggregation"):
+            result = coordinator.result()
+        self._refuse_if_all_failed([agent.fault for agent in self.agents.values()])
+        return coordinator.state, result, traffic
+
+    def _clear(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
+        """The control without protection: the same vectors, summed in the clear, in this process."""
+        with clock.stage("secure aggregation"):
+            ledger, entropy = self.participants.ledger, self._entropy_of("coordinator")
+            opening = reserve_round(self.setup, ledger, self.state, entropy)
+        dropouts = self._dropouts(opening.attempt)
+        self._collect(opening.attempt, dropouts, clock)
+        in_sum = DROPOUT_STAGES.index("consistency")
+        vectors, faults = {}, []
+        with clock.stage("training and encoding"):
+            for index, name in enumerate(self.participants.agents):
+                if dropouts.get(name, in_sum) < in_sum:
+                    continue
+                contribution = contribute(
+                    self.setup,
+                    self.trainers[name],
+                    self.state.parameters,
+                    experience=self._clear_experience(index, opening.attempt),
+                    rotation_seed=opening.seed,
+                    entropy=self._entropy_of(name),
+                )
+                vectors[name] = contribution.vector
+                faults.append(contribution.fault)
+        if len(vectors) < self.plan.threshold:
+            raise RoundAborted(
+                "THRESHOLD_NOT_MET", f"{len(vectors)} survivors of {self.plan.threshold} needed"
+            )
+        self._refuse_if_all_failed(faults)
+        with clock.stage("secure aggregation"):
+            settle_round(self.setup, ledger, opening, len(vectors))
+            total = ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits)
+            state, result = advance(
+                self.setup,
+                self.state,
+                opening,
+                total,
+                tuple(sorted(vectors)),
+                transcript=b"",
+                transcript_digest=bytes(32),
+            )
+        size = self.setup.codec.padded * self.plan.encoding.ring_bits // 8
+        return state, result, Traffic(up=dict.fromkeys(vectors, size))
+
+    def _clear_experience(
+        self, index: int, attempt: int
+    ) -> Callable[[NDArray[np.float64], int], TrajectoryBatch]:
+        source = self._experience_of(index)
+        return lambda theta, step: source(theta, self.state.round, attempt, step)
+
+    def _dropouts(self, attempt: int) -> dict[str, int]:
+        return dropout_schedule(
+            self.participants.agents,
+            dropouts=self.plan.simulation.dropouts_per_round,
+            seed=self.header.seed,
+            round_index=self.state.round,
+            attempt=attempt,
+        )
+
+    def _collect(self, attempt: int, dropouts: Mapping[str, int], clock: StageClock) -> None:
+        names = self.participants.agents
+        present = [k for k, name in enumerate(names) if dropouts.get(name) != 0]
+        with clock.stage("rollout"):
+            self.experience.prepare(self.state.parameters, self.state.round, attempt, present)
+
+    def _refuse_if_all_failed(self, faults: Sequence[EnvironmentFault | None]) -> None:
+        found = [fault for fault in faults if fault is not None]
+        if found and len(found) == len(faults):
+            raise EnvironmentFault(f"no agent's environment works: {found[0]}") from found[0]
+
+    def _evaluate(self, state: FederationState, clock: StageClock) -> float | None:
+        """Oracle, simulation only: greedy return on the nominal environment."""
+        simulation = self.plan.simulation
+        last = state.round == self.plan.federation.rounds
+        if state.round % simulation.evaluation_interval and not last:
+            return None
+        with clock.stage("oracle evaluation"):
+            return greedy_return(
+                self.setup.policy,
+                state.parameters,
+                self.nominal,
+                episodes=simulation.evaluation_episodes,
+                rng=generator(self.header.seed, "evaluation", state.round),
+                horizon=self.plan.fleet.horizon,
+            )
+
+    def _record(
+        self,
+        attempted: Attempted,
+        greedy: float | None,
+        clock: StageClock,
+    ) -> Progress:
+        """Rows first, then the checkpoint that makes the round count."""
+        result, state = attempted.result, attempted.state
+        batches = {
+            k: batch
+            for k, batch in self.experience.collected.items()
+            if isinstance(batch, TrajectoryBatch)
+        }
+        returns = {self.participants.agents[k]: float(b.returns.mean()) for k, b in batches.items()}
+        steps = sum(int(batch.lengths.sum()) for batch in batches.values())
+        spent = self.participants.ledger.spent().epsilon
+        released = released_row(self.plan, result, attempted.traffic, attempted.failures, spent)
+        mean_return = float(np.mean(list(returns.values()))) if returns else math.nan
+        self.directory.append(METRICS, released)
+        self.directory.append(
+            ORACLE,
+            {
+                "round": result.round,
+                "episodes_per_agent": (result.round + 1) * self.plan.fleet.trajectories,
+                "mean_return": mean_return if returns else None,
+                "agent_returns": returns,
+                "greedy_return": greedy,
+                "env_steps": steps,
+                "failed_environments": len(self.experience.collected) - len(batches),
+                "stage_s": clock.seconds,
+            },
+        )
+        if result.transcript:
+            self.directory.save_transcript(result.round, result.transcript)
+        self.sums["wall_s"] += clock.total()
+        self.sums["env_steps"] += steps
+        self.directory.save(state, self.sums)
+        self.state = state
+        return Progress(
+            round=state.round,
+            rounds=self.plan.federation.rounds,
+            epsilon=spent,
+            survivors=len(result.survivors),
+            dropouts=self.plan.fleet.agents - len(result.survivors),
+            mean_return=mean_return,
+            greedy_return=greedy,
+            released_return=result.released.mean_return,
+        )

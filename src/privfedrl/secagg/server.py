@@ -1,0 +1,556 @@
+"""The coordinator of a round: bytes in, bytes out.
+
+Guarantee: a result is the exact sum over the survivors that at least ``threshold`` clients have
+signed, or there is none. The coordinator keeps one accumulator and digests, never two masked
+vectors, and a bad frame from one client changes nothing for the others.
+
+A client that signs two different messages for one slot is refused from then on, and both frames
+are kept as evidence. A masked vector that is in the accumulator by then stays: it is in U3 and its
+self mask is recovered from the others, as for any client that drops out after M3.
+Notation: U1 advertised, U2 shared keys, U3 sent a masked vector, U4 signed U3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from privfedrl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
+from privfedrl.primitives import shamir
+from privfedrl.primitives.random import Entropy, draw, system_entropy
+from privfedrl.primitives.stream import RingVector
+from privfedrl.secagg.agreement import (
+    Cohort,
+    Pairs,
+    abort,
+    check_advert,
+    check_pinned,
+    shared_digest,
+    sum_digest,
+    survivors_digest,
+    too_small,
+    vector_digest,
+)
+from privfedrl.secagg.binding import DIGEST_BYTES
+from privfedrl.secagg.identity import Identity, Registry
+from privfedrl.secagg.messages import (
+    Advertise,
+    Consistency,
+    Delivery,
+    Frame,
+    FrameReader,
+    Masked,
+    Message,
+    Outgoing,
+    Roster,
+    RoundConfig,
+    Shares,
+    Survivors,
+    Unmask,
+    UnmaskRequest,
+    config_digest,
+    encode_frame,
+)
+from privfedrl.secagg.parameters import SecAggParameters
+from privfedrl.secagg.phases import SERVER_COLLECTS, SERVER_NEXT, AbortCode, ServerPhase
+from privfedrl.secagg.sizes import CLIENT_TYPES, MessageType
+from privfedrl.secagg.suite import DEFAULT_SUITE
+from privfedrl.secagg.transcript import RoundRecord
+from privfedrl.secagg.unmasking import recover, strip_masks
+
+__all__ = ["Equivocation", "SecAggServer", "SecureSum"]
+
+_COLLECTED: Final = dict(SERVER_COLLECTS.keys())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureSum:
+    """What a round gives: ``vector`` is uint32 or uint64 [D], the sum over ``survivors``."""
+
+    vector: RingVector = field(repr=False)
+    survivors: tuple[str, ...]
+    config: RoundConfig
+    record: RoundRecord = field(repr=False)
+    suspects: tuple[str, ...] = ()
+    """Clients whose shares were wrong, where that was noticed; the sum is right all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equivocation:
+    """Two signed frames of ``sender`` for one slot; ``first`` is empty for a masked vector."""
+
+    sender: str
+    type: MessageType
+    first: bytes = field(repr=False)
+    second: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An accepted message: digest of its frame, the frame (not of vectors), what was taken."""
+
+    digest: bytes
+    frame: bytes
+    value: Any
+
+
+class SecAggServer:
+    """The coordinator of one round. Make a new one for each round.
+
+    Args:
+        identity: signs every message; must be the coordinator of ``registry``.
+        registry, parameters, plan_digest: as the agents have pinned them.
+        entropy: draws the round seed when the caller gives none.
+        before_unmask: called once with U3, sorted, before any client is asked about it; the caller
+            settles its ledger here. If it raises, the round is aborted and its error propagates.
+    Raises:
+        ConfigurationError: these do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        registry: Registry,
+        parameters: SecAggParameters,
+        plan_digest: bytes,
+        entropy: Entropy = system_entropy,
+        before_unmask: Callable[[tuple[str, ...]], None] = lambda survivors: None,
+    ) -> None:
+        check_pinned(identity, registry, parameters, plan_digest, role="coordinator")
+        self._identity = identity
+        self._registry = registry
+        self._parameters = parameters
+        self._plan_digest = plan_digest
+        self._entropy = entropy
+        self._before_unmask = before_unmask
+        self._reader = FrameReader(registry, parameters)
+        self._phase = ServerPhase.IDLE
+        self._abort: RoundAborted | None = None
+        self._answers: dict[MessageType, dict[str, _Answer]] = {kind: {} for kind in CLIENT_TYPES}
+        self._total: RingVector = np.zeros(0, np.uint32)
+        self._round: _Round | None = None
+        self._expected: tuple[str, ...] = ()
+        self._refused: set[str] = set()
+        self._result: SecureSum | None = None
+        self.evidence: list[Equivocation] = []
+        """One entry per client that contradicted itself."""
+
+    @property
+    def phase(self) -> ServerPhase:
+        """What this coordinator waits for; DONE and ABORTED are final."""
+        return self._phase
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be sent or accepted."""
+        return self._phase in (ServerPhase.DONE, ServerPhase.ABORTED)
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """U3, sorted, once it is fixed; empty before."""
+        return tuple(name for name, _ in self._round.survivors) if self._round else ()
+
+    @property
+    def waiting_for(self) -> tuple[str, ...]:
+        """Whose answer would complete this phase, sorted; the others have given theirs."""
+        if self.finished or self._phase is ServerPhase.IDLE:
+            return ()
+        given = self._answers[_COLLECTED[self._phase]]
+        return tuple(
+            name for name in self._expected if name not in given and name not in self._refused
+        )
+
+    def start(
+        self,
+        task_id: bytes,
+        round: int,  # noqa: A002 - the protocol's own word
+        attempt: int,
+        model_digest: bytes,
+        previous_transcript: bytes,
+        round_seed: bytes | None = None,
+    ) -> list[Outgoing]:
+        """Open the round. Returns the signed config, once per registered agent.
+
+        Args:
+            task_id, model_digest, previous_transcript: 32 bytes each.
+            round, attempt: 0 <= round < 2^63, 0 <= attempt < 2^32; a retry is a new attempt.
+            round_seed: 32 public bytes for what all agents draw alike; drawn if absent.
+        Raises:
+            LocalProtocolError: called twice, or an argument is out of range; nothing changes.
+        """
+        if self._phase is not ServerPhase.IDLE:
+            raise LocalProtocolError(f"start must come first, this round is {self._phase.value}")
+        seed = draw(self._entropy, DIGEST_BYTES) if round_seed is None else round_seed
+        config = RoundConfig(
+            suite=DEFAULT_SUITE.suite_id,
+            sender=self._identity.name,
+            task_id=task_id,
+            round=round,
+            attempt=attempt,
+            plan_digest=self._plan_digest,
+            model_digest=model_digest,
+            registry_digest=self._registry.digest,
+            previous_transcript=previous_transcript,
+            parameters=self._parameters.canonical_bytes(),
+            round_seed=seed,
+        )
+        _check_arguments(config)
+        data = encode_frame(config, self._identity)
+        # read back: what the agents will see is what this coordinator goes by
+        frame = self._reader.read(data, frozenset({MessageType.CONFIG}))
+        self._round = _Round(frame=data, config=config, cfg=config_digest(frame.payload))
+        self._total = np.zeros(
+            self._parameters.vector_length, np.dtype(f"uint{self._parameters.ring_bits}")
+        )
+        self._expected = self._registry.agents
+        self._phase = ServerPhase.COLLECT_ADVERTS
+        return [Outgoing(name, data) for name in self._registry.agents]
+
+    def receive(self, data: bytes) -> list[Outgoing]:
+        """Take one frame. Returns the next messages if it completed the phase, else nothing.
+
+        Raises:
+            LocalProtocolError: not started.
+            RoundAborted: the round was aborted before.
+            RemoteProtocolError, AuthenticationFailed: the frame is refused and nothing changes,
+                except that a client whose signed frames contradict each other is out. If it was
+                the last that :attr:`waiting_for` named, close the phase.
+        """
+        if self._phase is ServerPhase.IDLE:
+            raise LocalProtocolError("start must be called before receive")
+        if self._abort is not None:
+            raise RoundAborted(self._abort.code, "this round has been aborted")
+        frame = self._reader.read(data, CLIENT_TYPES)
+        if frame.message.cfg != self._now.cfg:
+            raise RemoteProtocolError(f"{frame.type.label} belongs to another round")
+        earlier = self._answers[frame.type].get(frame.sender)
+        if earlier is not None and earlier.digest == frame.digest:
+            return []
+        if frame.sender in self._refused:
+            raise RemoteProtocolError(f"{frame.sender} has contradicted itself and is out")
+        if earlier is not None:
+            self._refuse(frame, earlier, data)
+        if (self._phase, frame.type) not in SERVER_COLLECTS:
+            raise RemoteProtocolError(
+                f"{frame.type.label} is not accepted during {self._phase.value}"
+            )
+        if frame.sender not in self._expected:
+            raise RemoteProtocolError(f"{frame.sender} is not expected in {self._phase.value}")
+        value = _TAKERS[frame.type](self, frame)
+        kept = b"" if frame.type is MessageType.MASKED else data
+        self._answers[frame.type][frame.sender] = _Answer(frame.digest, kept, value)
+        return [] if self.waiting_for else self._advance()
+
+    def close_phase(self) -> list[Outgoing]:
+        """The caller's deadline: go on with those who answered, or abort if they are too few.
+
+        Returns:
+            the next messages; nothing if the round is done or aborted (see :attr:`phase`).
+        Raises:
+            LocalProtocolError: not started, or finished already.
+        """
+        if self._phase is ServerPhase.IDLE or self.finished:
+            raise LocalProtocolError(f"no phase is open, this round is {self._phase.value}")
+        return self._advance()
+
+    def result(self) -> SecureSum:
+        """The sum.
+
+        Raises:
+            RoundAborted: the round ended without one.
+            LocalProtocolError: the round has not ended.
+        """
+        if self._abort is not None:
+            raise RoundAborted(
+                self._abort.code, "the round ended without a result"
+            ) from self._abort
+        if self._result is None:
+            raise LocalProtocolError(f"there is no result yet, the round is {self._phase.value}")
+        return self._result
+
+    def abort(self, code: AbortCode = AbortCode.DEADLINE) -> None:
+        """Give the round up. Sends nothing; the accumulator is forgotten."""
+        if not self.finished:
+            self._give_up(abort(code, "given up by the caller"))
+
+    def _advance(self) -> list[Outgoing]:
+        """Close the phase. The round's own abort is kept for :meth:`result` and sends nothing."""
+        closing = self._phase
+        try:
+            messages = _CLOSERS[closing](self)
+        except RoundAborted as error:
+            if self._abort is not None:  # the caller's before_unmask raised it
+                raise
+            self._give_up(error)
+            return []
+        except BaseException:
+            if self._abort is None:
+                self._give_up(abort(AbortCode.LOCAL_FAULT, "the coordinator's own step failed"))
+            raise
+        self._phase = SERVER_NEXT[closing]
+        return messages
+
+    def _give_up(self, error: RoundAborted) -> None:
+        self._abort, self._phase = error, ServerPhase.ABORTED
+        self._forget()
+
+    def _forget(self) -> None:
+        self._total = np.zeros(0, np.uint32)
+        shares = self._answers[MessageType.UNMASK]
+        for name, answer in shares.items():
+            shares[name] = _Answer(answer.digest, b"", None)
+
+    def _refuse(self, frame: Frame, earlier: _Answer, data: bytes) -> None:
+        """Shut out a client that contradicted itself; withdraw what can still be withdrawn."""
+        self._refused.add(frame.sender)
+        self.evidence.append(
+            Equivocation(sender=frame.sender, type=frame.type, first=earlier.frame, second=data)
+        )
+        still_open = (self._phase, frame.type) in SERVER_COLLECTS
+        if still_open and frame.type is not MessageType.MASKED:
+            del self._answers[frame.type][frame.sender]
+        raise RemoteProtocolError(f"{frame.sender} sent two different {frame.type.label} messages")
+
+    # M1 to M5: what is taken from a verified frame; RemoteProtocolError refuses it
+
+    def _take_advert(self, frame: Frame) -> Advertise:
+        message: Advertise = frame.message
+        check_advert(message, cfg=self._now.cfg, suite=DEFAULT_SUITE)
+        known = {
+            key
+            for answer in self._answers[MessageType.ADVERTISE].values()
+            for key in (answer.value.share_key, answer.value.mask_key)
+        }
+        if {message.share_key, message.mask_key} & known:
+            raise RemoteProtocolError(f"{message.sender} advertises somebody else's key")
+        return message
+
+    def _take_shares(self, frame: Frame) -> Shares:
+        message: Shares = frame.message
+        self._require_roster(message.roster)
+        others = len(self._cohort.names) - 1
+        if len(message.sealed) != others:
+            raise RemoteProtocolError(
+                f"shares must hold {others} sealed pairs, got {len(message.sealed)}"
+            )
+        return message
+
+    def _take_masked(self, frame: Frame) -> bytes:
+        message: Masked = frame.message
+        self._require_roster(message.roster)
+        if message.shared != self._now.shared_digest:
+            raise RemoteProtocolError(f"{message.sender} masked for another set than U2")
+        if len(message.vector) != self._parameters.vector_bytes:
+            raise RemoteProtocolError(
+                f"vector must be {self._parameters.vector_bytes} bytes, got {len(message.vector)}"
+            )
+        words = np.frombuffer(message.vector, dtype=self._total.dtype.newbyteorder("<"))
+        np.add(self._total, words, out=self._total)
+        return vector_digest(self._cohort.roster, message.sender, message.vector)
+
+    def _take_consistency(self, frame: Frame) -> None:
+        message: Consistency = frame.message
+        self._require_roster(message.roster)
+        if message.survivors != self._now.survivors_digest:
+            raise RemoteProtocolError(f"{message.sender} signed another survivor set")
+
+    def _take_unmask(self, frame: Frame) -> Any:
+        message: Unmask = frame.message
+        self._require_roster(message.roster)
+        return shamir.decode_shares(message.shares, count=len(self._now.shared))
+
+    def _require_roster(self, roster: bytes) -> None:
+        if roster != self._cohort.roster:
+            raise RemoteProtocolError("the message names another roster")
+
+    # what follows when a phase is complete or closed
+
+    def _close_adverts(self) -> list[Outgoing]:
+        names = self._answered(MessageType.ADVERTISE, self._parameters.floor)
+        answers = self._answers[MessageType.ADVERTISE]
+        frames = tuple(answers[name].frame for name in names)
+        adverts = [answers[name].value for name in names]
+        self._now.cohort = Cohort.of(self._now.cfg, DEFAULT_SUITE, frames, adverts)
+        self._now.adverts = frames
+        return self._to_all(Roster(cfg=self._now.cfg, sender=self._identity.name, adverts=frames))
+
+    def _close_shares(self) -> list[Outgoing]:
+        names = self._answered(MessageType.SHARES, self._parameters.floor)
+        shares = {name: self._answers[MessageType.SHARES][name].value for name in names}
+        roster = self._cohort.roster
+        self._now.shared = tuple((name, shares[name].commitment) for name in names)
+        self._now.shared_digest = shared_digest(roster, self._now.shared)
+        return [
+            self._to(
+                recipient,
+                Delivery(
+                    cfg=self._now.cfg,
+                    sender=self._identity.name,
+                    recipient=recipient,
+                    roster=roster,
+                    shared=self._now.shared,
+                    sealed=tuple(
+                        shares[name].sealed[self._place(name, recipient)]
+                        for name in names
+                        if name != recipient
+                    ),
+                ),
+            )
+            for recipient in names
+            if recipient not in self._refused
+        ]
+
+    def _place(self, sender: str, recipient: str) -> int:
+        """Where ``sender`` put the pair for ``recipient``: roster order without itself."""
+        point = self._cohort.point(recipient) - 1
+        return point - (sender < recipient)
+
+    def _close_masked(self) -> list[Outgoing]:
+        names = self._answered(MessageType.MASKED, self._parameters.floor)
+        answers = self._answers[MessageType.MASKED]
+        self._now.survivors = tuple((name, answers[name].value) for name in names)
+        roster = self._cohort.roster
+        self._now.survivors_digest = survivors_digest(
+            roster, self._now.shared_digest, self._now.survivors
+        )
+        try:
+            self._before_unmask(names)
+        except BaseException as error:
+            self._give_up(abort(AbortCode.LOCAL_FAULT, f"before_unmask: {type(error).__name__}"))
+            raise
+        return self._to_all(
+            Survivors(
+                cfg=self._now.cfg,
+                sender=self._identity.name,
+                roster=roster,
+                survivors=self._now.survivors,
+            )
+        )
+
+    def _close_consistency(self) -> list[Outgoing]:
+        names = self._answered(MessageType.CONSISTENCY, self._parameters.threshold)
+        answers = self._answers[MessageType.CONSISTENCY]
+        self._now.consents = tuple(answers[name].frame for name in names)
+        return self._to_all(
+            UnmaskRequest(
+                cfg=self._now.cfg,
+                sender=self._identity.name,
+                roster=self._cohort.roster,
+                consents=self._now.consents,
+            )
+        )
+
+    def _close_unmask(self) -> list[Outgoing]:
+        names = self._answered(MessageType.UNMASK, self._parameters.threshold)
+        answers = self._answers[MessageType.UNMASK]
+        recovered = recover(
+            {name: answers[name].value for name in names},
+            cohort=self._cohort,
+            threshold=self._parameters.threshold,
+            shared=self._now.shared,
+            survivors=self.survivors,
+        )
+        total = self._total
+        strip_masks(total, recovered, cohort=self._cohort, survivors=self.survivors)
+        total.setflags(write=False)
+        self._forget()
+        data = total.astype(total.dtype.newbyteorder("<"), copy=False).tobytes()
+        record = RoundRecord(
+            config=self._now.frame,
+            adverts=self._now.adverts,
+            shared=self._now.shared,
+            survivors=self._now.survivors,
+            consents=self._now.consents,
+            sum_digest=sum_digest(self._now.cfg, data),
+        )
+        self._result = SecureSum(
+            vector=total,
+            survivors=self.survivors,
+            config=self._now.config,
+            record=record,
+            suspects=recovered.suspects,
+        )
+        return []
+
+    def _answered(self, kind: MessageType, floor: int) -> tuple[str, ...]:
+        """Who answered, sorted, and from now on expected; too few of them end the round."""
+        names = tuple(sorted(self._answers[kind]))
+        if len(names) < self._parameters.threshold:
+            raise abort(
+                AbortCode.THRESHOLD_NOT_MET,
+                f"{kind.label}: expected >= {self._parameters.threshold} answers, got {len(names)}",
+            )
+        if len(names) < floor:
+            raise too_small(kind.label, len(names), self._parameters)
+        self._expected = names
+        return names
+
+    def _to_all(self, message: Message) -> list[Outgoing]:
+        data = encode_frame(message, self._identity)
+        return [Outgoing(name, data) for name in self._expected if name not in self._refused]
+
+    def _to(self, recipient: str, message: Message) -> Outgoing:
+        return Outgoing(recipient, encode_frame(message, self._identity))
+
+    @property
+    def _now(self) -> _Round:
+        if self._round is None:
+            raise LocalProtocolError("the round has not been started")
+        return self._round
+
+    @property
+    def _cohort(self) -> Cohort:
+        if self._now.cohort is None:
+            raise LocalProtocolError("the roster is not fixed yet")
+        return self._now.cohort
+
+    def __repr__(self) -> str:
+        return f"SecAggServer({self._identity.name}, {self._phase.value})"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Round:
+    """What the round has fixed so far; every field is public."""
+
+    frame: bytes
+    config: RoundConfig
+    cfg: bytes
+    cohort: Cohort | None = None
+    adverts: tuple[bytes, ...] = ()
+    shared: Pairs = ()
+    shared_digest: bytes = b""
+    survivors: Pairs = ()
+    survivors_digest: bytes = b""
+    consents: tuple[bytes, ...] = ()
+
+
+def _check_arguments(config: RoundConfig) -> None:
+    for name in ("task_id", "model_digest", "previous_transcript", "round_seed"):
+        value = getattr(config, name)
+        if not isinstance(value, bytes) or len(value) != DIGEST_BYTES:
+            raise LocalProtocolError(f"{name} must be {DIGEST_BYTES} bytes")
+    for name, bits in (("round", 63), ("attempt", 32)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**bits:
+            raise LocalProtocolError(f"{name} must be an integer from 0 to 2^{bits} - 1")
+
+
+_TAKERS: Final[dict[MessageType, Callable[[SecAggServer, Frame], Any]]] = {
+    MessageType.ADVERTISE: SecAggServer._take_advert,
+    MessageType.SHARES: SecAggServer._take_shares,
+    MessageType.MASKED: SecAggServer._take_masked,
+    MessageType.CONSISTENCY: SecAggServer._take_consistency,
+    MessageType.UNMASK: SecAggServer._take_unmask,
+}
+
+_CLOSERS: Final[dict[ServerPhase, Callable[[SecAggServer], list[Outgoing]]]] = {
+    ServerPhase.COLLECT_ADVERTS: SecAggServer._close_adverts,
+    ServerPhase.COLLECT_SHARES: SecAggServer._close_shares,
+    ServerPhase.COLLECT_MASKED: SecAggServer._close_masked,
+    ServerPhase.COLLECT_CONSISTENCY: SecAggServer._close_consistency,
+    ServerPhase.COLLECT_UNMASK: SecAggServer._close_unmask,
+}

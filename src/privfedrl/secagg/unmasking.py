@@ -1,0 +1,151 @@
+"""The coordinator's last step: recover what M5 allows and strip the masks off the sum.
+
+Guarantee: nothing is stripped with a value that does not match the owner's commitment (self masks)
+or its advertised public key (mask keys of dropped clients), so a wrong share can stop the round but
+never change the sum.
+
+Notation: U2/U3 as in ``agreement``; r = clients that answered M5, r >= t = threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.primitives import shamir
+from privfedrl.primitives.key_agreement import KeyPair
+from privfedrl.primitives.stream import RingVector
+from privfedrl.secagg.agreement import Cohort, Pairs, abort, commitment
+from privfedrl.secagg.masks import remove_masks_of_dropped, self_key
+from privfedrl.secagg.phases import AbortCode
+
+__all__ = ["MAX_TRIES", "Recovered", "recover", "strip_masks"]
+
+MAX_TRIES: Final = 512
+"""Subsets of shares that are tried before the round is given up.
+
+One liar among r answers is always outvoted: leaving out each run of r - t consecutive answers in
+turn takes at most r tries, and r <= 256.
+"""
+
+
+@dataclass(slots=True)
+class Recovered:
+    """Checked self-mask seeds of U3 and mask keys of U2 without U3, and who sent wrong shares."""
+
+    seeds: dict[str, bytes] = field(default_factory=dict, repr=False)
+    pairs: dict[str, KeyPair] = field(default_factory=dict, repr=False)
+    suspects: tuple[str, ...] = ()
+
+
+def recover(
+    answers: Mapping[str, NDArray[np.uint16]],
+    *,
+    cohort: Cohort,
+    threshold: int,
+    shared: Pairs,
+    survivors: Sequence[str],
+) -> Recovered:
+    """Reconstruct and check what the shares in ``answers`` stand for.
+
+    Args:
+        answers: per responder uint16 [|U2|, 18], one share per member of U2 in its order.
+        shared: U2 with commitments.
+        survivors: U3, within U2.
+    Raises:
+        RoundAborted: ShareInconsistent, naming the owners that no tried subset gave.
+    """
+    responders = sorted(answers)
+    points = [cohort.point(name) for name in responders]
+    matrix = np.stack([answers[name] for name in responders])  # [r, |U2|, 18]
+    recovered = Recovered()
+    pending = list(range(len(shared)))
+    suspects: set[str] = set()
+    for tries, subset in enumerate(_subsets(len(responders), threshold)):
+        at = [points[index] for index in subset]
+        rows = matrix[np.ix_(subset, pending)]
+        found = [
+            owner
+            for owner, secret in zip(pending, shamir.combine(rows, at), strict=True)
+            if secret is not None and _accept(recovered, secret, shared[owner], cohort, survivors)
+        ]
+        if tries and found:
+            suspects |= _liars(matrix, responders, points, subset, found)
+        pending = [owner for owner in pending if owner not in found]
+        if not pending:
+            recovered.suspects = tuple(sorted(suspects))
+            return recovered
+    names = ", ".join(shared[owner][0] for owner in pending)
+    raise abort(AbortCode.SHARE_INCONSISTENT, f"the shares of {names} do not fit together")
+
+
+def strip_masks(
+    total: RingVector, recovered: Recovered, *, cohort: Cohort, survivors: Sequence[str]
+) -> None:
+    """Turn the sum of masked vectors over U3 into the sum of vectors, in place."""
+    keys = [self_key(cohort, name, recovered.seeds[name]) for name in survivors]
+    cohort.suite.apply_keystreams(total, subtract=keys)
+    for name, pair in recovered.pairs.items():
+        remove_masks_of_dropped(total, cohort=cohort, dropped=name, pair=pair, survivors=survivors)
+
+
+def _accept(
+    recovered: Recovered,
+    secret: bytes,
+    owner: tuple[str, bytes],
+    cohort: Cohort,
+    survivors: Sequence[str],
+) -> bool:
+    """Keep ``secret`` if it is what its owner committed to or advertised."""
+    name, committed = owner
+    if name in survivors:
+        if commitment(cohort.roster, name, secret) != committed:
+            return False
+        recovered.seeds[name] = secret
+        return True
+    pair = cohort.suite.restore(secret)
+    if pair.public != cohort.mask_keys[name]:
+        return False
+    recovered.pairs[name] = pair
+    return True
+
+
+def _liars(
+    matrix: NDArray[np.uint16],
+    responders: Sequence[str],
+    points: Sequence[int],
+    subset: Sequence[int],
+    owners: Sequence[int],
+) -> set[str]:
+    """Responders whose share of an owner is off the polynomial that the right secret fixed."""
+    rows = matrix[np.ix_(subset, owners)]
+    at = [points[index] for index in subset]
+    return {
+        name
+        for index, name in enumerate(responders)
+        if index not in subset
+        and (shamir.extrapolate(rows, at, points[index]) != matrix[index, owners]).any()
+    }
+
+
+def _subsets(count: int, size: int) -> Iterator[tuple[int, ...]]:
+    """Up to MAX_TRIES subsets of ``size`` out of ``count`` positions.
+
+    First those that leave out a run of consecutive positions, which together outvote any one liar;
+    then all others in lexicographic order.
+    """
+    spare = count - size
+    runs = range(size, -1, -spare) if spare else (0,)
+    outvoting = [
+        tuple(index for index in range(count) if not start <= index < start + spare)
+        for start in (*runs, *((0,) if spare and runs[-1] else ()))
+    ]
+    yield from outvoting
+    tried = set(outvoting)
+    rest = (subset for subset in combinations(range(count), size) if subset not in tried)
+    yield from islice(rest, MAX_TRIES - len(outvoting))

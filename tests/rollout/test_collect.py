@@ -1,0 +1,202 @@
+"""collect and collect_fleet: whole trajectories, the right physics, independent agents."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from privfedrl.envs import EnvSpec, VectorCartPole, heterogeneous, make_vector_env
+from privfedrl.errors import ConfigurationError, EnvironmentFault
+from privfedrl.rollout.collect import collect, collect_fleet
+from privfedrl.rollout.policies import MlpPolicy
+
+FIELDS = ("observations", "actions", "rewards", "mask", "terminated", "truncated")
+
+
+def assert_same(left, right):
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+
+
+def test_replaying_the_actions_gives_the_collected_trajectories(cartpole_policy):
+    parameters = cartpole_policy.initial_parameters(np.random.default_rng(0)) * 30
+    spec = EnvSpec("CartPole-v1", params=(("length", 0.8),))
+    batch = collect(
+        cartpole_policy,
+        parameters,
+        make_vector_env(spec, 40),
+        horizon=500,
+        rng=np.random.default_rng(1),
+    )
+    assert len(set(batch.lengths.tolist())) > 5  # rows end at many different steps
+    env = VectorCartPole(spec, 40)
+    seen = env.reset(np.random.default_rng(1))
+    for t in range(batch.mask.shape[1]):
+        live = batch.mask[:, t]
+        np.testing.assert_array_equal(batch.observations[live, t], seen[live])
+        seen, rewards, terminated, _ = env.step(batch.actions[:, t])
+        np.testing.assert_array_equal(batch.rewards[live, t], rewards[live])
+        last = live & (batch.lengths == t + 1)
+        np.testing.assert_array_equal(batch.terminated[last], terminated[last])
+
+
+def test_actions_follow_the_policy_at_what_it_saw(cartpole_policy):
+    """A policy whose logits are certain leaves nothing to chance."""
+    first, last = np.zeros((32, 4)), np.zeros((2, 32))
+    first[0] = [0.0, 0.0, 1e6, 0.0]
+    last[:, 0] = [-1e4, 1e4]
+    parameters = np.concatenate([first.ravel(), np.zeros(32), last.ravel(), np.zeros(2)])
+    env = make_vector_env(EnvSpec("CartPole-v1"), 8)
+    batch = collect(cartpole_policy, parameters, env, horizon=60, rng=np.random.default_rng(2))
+    expected = batch.observations[..., 2] > 0
+    np.testing.assert_array_equal(batch.actions[batch.mask], expected[batch.mask])
+
+
+def test_the_horizon_truncates_and_the_environment_terminates(
+    cartpole_policy, balancing_parameters, falling_parameters
+):
+    env = make_vector_env(EnvSpec("CartPole-v1"), 6)
+    rng = np.random.default_rng(0)
+    cut = collect(cartpole_policy, balancing_parameters, env, horizon=45, rng=rng)
+    assert cut.truncated.all()
+    assert not cut.terminated.any()
+    assert cut.mask.shape == (6, 45)
+    fallen = collect(cartpole_policy, falling_parameters, env, horizon=500, rng=rng)
+    assert fallen.terminated.all()
+    assert not fallen.truncated.any()
+    assert fallen.mask.shape[1] == fallen.lengths.max() < 45
+    whole = collect(cartpole_policy, balancing_parameters, env, horizon=10_000, rng=rng)
+    assert whole.mask.shape[1] == 500
+    assert whole.truncated.any()
+
+
+def test_nothing_is_carried_over_between_calls(cartpole_policy, balancing_parameters):
+    env = make_vector_env(EnvSpec("CartPole-v1"), 5)
+    collect(cartpole_policy, balancing_parameters, env, horizon=33, rng=np.random.default_rng(9))
+    found = collect(
+        cartpole_policy, balancing_parameters, env, horizon=60, rng=np.random.default_rng(1)
+    )
+    fresh = make_vector_env(EnvSpec("CartPole-v1"), 5)
+    expected = collect(
+        cartpole_policy, balancing_parameters, fresh, horizon=60, rng=np.random.default_rng(1)
+    )
+    assert_same(found, expected)
+    assert found.batch_id != expected.batch_id
+
+
+def test_a_fleet_in_one_block_equals_each_agent_alone(cartpole_policy, balancing_parameters):
+    fleet = heterogeneous("CartPole-v1", level=0.5, agents=10, seed=0)
+    noisy = balancing_parameters * 0.2
+    rngs = [np.random.default_rng(k) for k in range(10)]
+    block = collect_fleet(cartpole_policy, noisy, fleet, 32, horizon=500, rngs=rngs)
+    for k, (spec, batch) in enumerate(zip(fleet, block, strict=True)):
+        env = make_vector_env(spec, 32)
+        rng = np.random.default_rng(k)
+        assert_same(batch, collect(cartpole_policy, noisy, env, horizon=500, rng=rng))
+        assert rng.random() == rngs[k].random()
+
+
+def test_another_agents_environment_changes_nothing(cartpole_policy, balancing_parameters):
+    fleets = [
+        [EnvSpec("CartPole-v1"), EnvSpec("CartPole-v1", params=(("length", length),))]
+        for length in (0.2, 2.0)
+    ]
+    one, two = (
+        collect_fleet(
+            cartpole_policy,
+            balancing_parameters,
+            fleet,
+            4,
+            horizon=100,
+            rngs=[np.random.default_rng(k) for k in range(2)],
+        )
+        for fleet in fleets
+    )
+    assert_same(one[0], two[0])
+    assert one[1].returns.tolist() != two[1].returns.tolist()
+
+
+def test_agents_of_other_families_are_rolled_one_by_one(acrobot_policy):
+    parameters = acrobot_policy.initial_parameters(np.random.default_rng(0))
+    fleet = [EnvSpec("Acrobot-v1", horizon=limit) for limit in (20, 40)]
+    rngs = [np.random.default_rng(k) for k in range(2)]
+    batches = collect_fleet(acrobot_policy, parameters, fleet, 2, horizon=35, rngs=rngs)
+    assert [batch.mask.shape for batch in batches] == [(2, 20), (2, 35)]
+    assert all(batch.truncated.all() for batch in batches)
+    env = make_vector_env(fleet[1], 2)
+    rng = np.random.default_rng(1)
+    assert_same(batches[1], collect(acrobot_policy, parameters, env, horizon=35, rng=rng))
+
+
+def test_continuous_actions_are_collected_as_the_policy_drew_them():
+    policy = MlpPolicy(observation_size=3, hidden=(4,), action="gaussian", action_size=1)
+    parameters = policy.initial_parameters(np.random.default_rng(0))
+    env = make_vector_env(EnvSpec("Pendulum-v1"), 3)
+    batch = collect(policy, parameters, env, horizon=40, rng=np.random.default_rng(0))
+    assert batch.actions.shape == (3, 40, 1)
+    assert batch.actions.dtype == np.float32
+    assert np.abs(batch.actions).max() > 2.0  # clipped by the environment, not in the record
+    assert batch.truncated.all()
+
+
+def test_a_fault_is_its_agents_result_only(faulty_module):
+    policy = MlpPolicy(observation_size=3, hidden=(), action="categorical", action_size=2)
+    pendulum_like = EnvSpec(f"{faulty_module}Raise-v0")
+    (fault,) = collect_fleet(
+        policy,
+        np.zeros(policy.num_parameters),
+        [pendulum_like],
+        2,
+        horizon=5,
+        rngs=[np.random.default_rng(0)],
+    )
+    assert isinstance(fault, EnvironmentFault)
+    assert "step raised RuntimeError" in str(fault)
+    assert "0.123" not in str(fault)
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 2.5, True])
+def test_a_horizon_below_one_step_is_refused(cartpole_policy, balancing_parameters, horizon):
+    env = make_vector_env(EnvSpec("CartPole-v1"), 2)
+    with pytest.raises(ConfigurationError, match="horizon"):
+        collect(
+            cartpole_policy,
+            balancing_parameters,
+            env,
+            horizon=horizon,
+            rng=np.random.default_rng(0),
+        )
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        MlpPolicy(observation_size=3, hidden=(), action="categorical", action_size=2),
+        MlpPolicy(observation_size=4, hidden=(), action="categorical", action_size=3),
+        MlpPolicy(observation_size=4, hidden=(), action="gaussian", action_size=2),
+    ],
+)
+def test_a_policy_for_other_spaces_is_refused(policy):
+    env = make_vector_env(EnvSpec("CartPole-v1"), 2)
+    with pytest.raises(ConfigurationError, match="policy must have"):
+        collect(
+            policy,
+            np.zeros(policy.num_parameters),
+            env,
+            horizon=5,
+            rng=np.random.default_rng(0),
+        )
+
+
+def test_every_agent_needs_a_generator_of_its_own(cartpole_policy, balancing_parameters):
+    rng = np.random.default_rng(0)
+    for fleet, rngs in (([], []), (["a"], []), (["a", "b"], [rng, rng])):
+        with pytest.raises(ConfigurationError, match="rngs"):
+            collect_fleet(
+                cartpole_policy,
+                balancing_parameters,
+                [EnvSpec("CartPole-v1") for _ in fleet],
+                2,
+                horizon=5,
+                rngs=rngs,
+            )

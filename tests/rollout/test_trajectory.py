@@ -1,0 +1,41 @@
+"""TrajectoryBatch: shapes agree; private summaries read the mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from privfedrl.errors import EnvironmentFault
+from privfedrl.rollout.trajectory import TrajectoryBatch
+
+
+def fields():
+    return {
+        "observations": np.zeros((2, 3, 4), np.float32),
+        "actions": np.zeros((2, 3), np.int64),
+        "rewards": np.float32([[1, 2, 4], [8, 16, 32]]),
+        "mask": np.array([[True, True, False], [True, True, True]]),
+        "terminated": np.array([True, False]),
+        "truncated": np.array([False, True]),
+    }
+
+
+def test_lengths_and_returns_count_masked_steps_only():
+    batch = TrajectoryBatch(**fields())
+    assert batch.num_trajectories == 2
+    assert batch.lengths.tolist() == [2, 3]
+    assert batch.returns.tolist() == [3.0, 56.0]
+
+
+def test_every_batch_has_an_identity_of_its_own():
+    one, two = TrajectoryBatch(**fields()), TrajectoryBatch(**fields())
+    assert len(one.batch_id) == 16
+    assert one.batch_id != two.batch_id
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminated", "truncated"])
+def test_a_field_of_another_shape_is_refused(name):
+    values = fields()
+    values[name] = values[name][:1]
+    with pytest.raises(EnvironmentFault, match=name):
+        TrajectoryBatch(**values)

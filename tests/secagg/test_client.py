@@ -1,0 +1,622 @@
+"""What a client refuses, whoever asks: attacks of the coordinator, the network and its own past."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privfedrl.errors import (
+    AuthenticationFailed,
+    BudgetExceeded,
+    ConfigurationError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    RoundAborted,
+)
+from privfedrl.primitives.random import DeterministicEntropy
+from privfedrl.secagg import (
+    ClientPhase,
+    Identity,
+    Registry,
+    SecAggParameters,
+    ServerPhase,
+    SqliteJournal,
+    read_config,
+)
+from privfedrl.secagg.messages import encode_frame
+from privfedrl.secagg.sizes import MessageType
+
+NAME = "agent-02"
+MODEL = b"m" * 32
+
+
+def meets(session: Any, kind: MessageType, forge: Callable[[bytes], bytes]) -> str:
+    """Show NAME the forged frame in place of the honest one of ``kind``; its abort code."""
+    client = session.clients[NAME]
+    while True:
+        honest = next(out for out in session.out if out.recipient == NAME)
+        if honest.data[7] == kind:
+            break
+        session.step()
+    held = len(session.sent[NAME])
+    with pytest.raises(RoundAborted) as caught:
+        client.receive(forge(honest.data))
+    assert client.phase is ClientPhase.ABORTED
+    assert client._round_keys is None
+    assert not client._held_shares
+    assert len(session.sent[NAME]) == held
+    with pytest.raises(RoundAborted):  # and the honest frame comes too late
+        client.receive(honest.data)
+    return str(caught.value.code)
+
+
+# -- the config
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"plan_digest": b"q" * 32}, "PlanMismatch"),
+        ({"model_digest": b"q" * 32}, "ModelMismatch"),
+        ({"registry_digest": b"q" * 32}, "RegistryMismatch"),
+        ({"parameters": bytes(56)}, "InfeasibleParameters"),
+        ({"suite": 2}, "InfeasibleParameters"),
+    ],
+)
+def test_a_config_that_is_not_the_pinned_one_ends_the_round(
+    world: Any, change: dict[str, Any], code: str
+) -> None:
+    session = world.session()
+    config = world.forge(session.out[0].data, **change)
+    client = session.clients[NAME]
+    with pytest.raises(RoundAborted) as caught:
+        client.start(config, world.vectors[NAME], model_digest=MODEL)
+    assert caught.value.code == code
+    assert client.phase is ClientPhase.ABORTED
+    with pytest.raises(LocalProtocolError):
+        client.start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
+
+
+@pytest.mark.parametrize(
+    "weaker", [{"threshold": 5}, {"max_colluding": 0}, {"min_honest": 2}, {"ring_bits": 64}]
+)
+def test_the_coordinator_cannot_choose_the_parameters(world: Any, weaker: dict[str, int]) -> None:
+    session = world.session()
+    given = {"num_clients": world.n, "max_colluding": 1, "vector_length": world.length} | weaker
+    chosen = SecAggParameters(**given).canonical_bytes()
+    if chosen == world.parameters.canonical_bytes():
+        chosen = SecAggParameters(**(given | {"threshold": 6})).canonical_bytes()
+    config = world.forge(session.out[0].data, parameters=chosen)
+    with pytest.raises(RoundAborted) as caught:
+        session.clients[NAME].start(config, world.vectors[NAME], model_digest=MODEL)
+    assert caught.value.code == "InfeasibleParameters"
+
+
+def test_a_config_can_be_read_and_checked_before_training(world: Any) -> None:
+    session = world.session()
+    pinned = {
+        "registry": world.registry,
+        "parameters": world.parameters,
+        "plan_digest": b"p" * 32,
+    }
+    config = read_config(session.out[0].data, **pinned)
+    assert (config.round, config.attempt, config.model_digest) == (1, 0, MODEL)
+    assert config.decoded_parameters() == world.parameters
+    with pytest.raises(AuthenticationFailed):
+        read_config(session.out[0].data[:-64] + bytes(64), **pinned)
+    with pytest.raises(RoundAborted, match="PlanMismatch"):
+        read_config(session.out[0].data, **(pinned | {"plan_digest": b"x" * 32}))
+
+
+def test_an_unsigned_config_changes_nothing(world: Any) -> None:
+    session = world.session()
+    client, config = session.clients[NAME], session.out[0].data
+    with pytest.raises(AuthenticationFailed):
+        client.start(config[:-1] + bytes([config[-1] ^ 1]), world.vectors[NAME], model_digest=MODEL)
+    assert client.phase is ClientPhase.IDLE
+    session.run()
+    assert NAME in session.server.result().survivors
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        [1, 2, 3, 4, 5],
+        np.zeros(5),
+        np.zeros(5, np.int32),
+        np.zeros(5, np.uint64),
+        np.zeros(4, np.uint32),
+        np.zeros((5, 1), np.uint32),
+    ],
+)
+def test_a_vector_of_another_form_changes_nothing(world: Any, vector: Any) -> None:
+    session = world.session()
+    client = session.clients[NAME]
+    with pytest.raises(LocalProtocolError, match="vector must be"):
+        client.start(session.out[0].data, vector, model_digest=MODEL)
+    assert client.phase is ClientPhase.IDLE
+
+
+def test_the_callers_vector_is_copied(world: Any) -> None:
+    session = world.session()
+    kept = world.vectors[NAME].copy()
+    session.step()
+    world.vectors[NAME][:] = 0
+    session.run()
+    world.vectors[NAME][:] = kept
+    assert (session.server.result().vector == world.ideal(world.names)).all()
+
+
+def test_pieces_that_do_not_fit_build_no_client(world: Any) -> None:
+    other = Identity.generate(NAME, DeterministicEntropy(b"other"))
+    stranger = Identity.generate("stranger", DeterministicEntropy(b"other"))
+    small = Registry([*world.registry.entries[:-2], world.coordinator.entry("coordinator")])
+    for change in (
+        {"identity": other},
+        {"identity": stranger},
+        {"identity": world.coordinator},
+        {"registry": small},
+        {"plan_digest": b"short"},
+    ):
+        with pytest.raises(ConfigurationError):
+            world.client(NAME, **change)
+
+
+# -- the roster
+
+
+def test_a_roster_without_this_client_is_refused(world: Any) -> None:
+    def forge(data: bytes) -> bytes:
+        adverts = [a for a in world.parse(data).adverts if world.parse(a).sender != NAME]
+        return bytes(world.forge(data, adverts=tuple(adverts)))
+
+    assert meets(world.session(), MessageType.ROSTER, forge) == "RosterMismatch"
+
+
+def _replace_advert(world: Any, data: bytes, name: str, change: Callable[[bytes], bytes]) -> bytes:
+    adverts = tuple(
+        change(a) if world.parse(a).sender == name else a for a in world.parse(data).adverts
+    )
+    return bytes(world.forge(data, adverts=adverts))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"share_key": bytes(32)}, "BadSignature"),  # low order
+        ({"mask_key": (1).to_bytes(32, "little")}, "BadSignature"),
+        ({"mask_key": b"\xff" * 32}, "BadSignature"),  # not canonical
+        ({"cfg": b"x" * 32}, "BadSignature"),  # of another round
+    ],
+)
+def test_an_advert_with_unusable_keys_is_refused_although_signed(
+    world: Any, change: dict[str, bytes], code: str
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return _replace_advert(world, data, "agent-04", lambda a: world.forge(a, **change))
+
+    assert meets(world.session(), MessageType.ROSTER, forge) == code
+
+
+def test_a_substituted_key_is_refused(world: Any) -> None:
+    def forge(data: bytes) -> bytes:
+        def swap(advert: bytes) -> bytes:
+            message = world.parse(advert)
+            fresh = world.forge(
+                advert, share_key=message.mask_key, mask_key=message.share_key
+            )
+            return bytes(fresh[:-64] + advert[-64:])  # the coordinator has no agent's key
+
+        return _replace_advert(world, data, "agent-04", swap)
+
+    assert meets(world.session(), MessageType.ROSTER, forge) == "BadSignature"
+
+
+def test_equal_keys_are_refused(world: Any) -> None:
+    def forge(data: bytes) -> bytes:
+        theirs = world.parse(world.parse(data).adverts[0])
+        return _replace_advert(
+            world, data, "agent-04", lambda a: world.forge(a, mask_key=theirs.mask_key)
+        )
+
+    assert meets(world.session(), MessageType.ROSTER, forge) == "DuplicateKey"
+
+    def own_twice(data: bytes) -> bytes:
+        return _replace_advert(
+            world,
+            data,
+            "agent-04",
+            lambda a: world.forge(a, mask_key=world.parse(a).share_key),
+        )
+
+    again = type(world)()
+    assert meets(again.session(), MessageType.ROSTER, own_twice) == "BadSignature"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda adverts: adverts[::-1], "RosterMismatch"),
+        (lambda adverts: (adverts[0], *adverts[:5]), "RosterMismatch"),
+        (lambda adverts: adverts[:3], "CohortTooSmall"),
+        (lambda adverts: (*adverts[:5], b"junk"), "BadSignature"),
+    ],
+)
+def test_a_roster_of_another_form_is_refused(
+    world: Any, change: Callable[[Any], Any], code: str
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, adverts=change(world.parse(data).adverts)))
+
+    assert meets(world.session(), MessageType.ROSTER, forge) == code
+
+
+# -- the delivery
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda m: {"sealed": m.sealed[::-1]}, "ShareRejected"),
+        (lambda m: {"sealed": (bytes(88), *m.sealed[1:])}, "ShareRejected"),
+        (lambda m: {"sealed": m.sealed[1:]}, "Malformed"),
+        (lambda m: {"shared": m.shared[:3], "sealed": m.sealed[:2]}, "CohortTooSmall"),
+        (lambda m: {"shared": m.shared[::-1]}, "RosterMismatch"),
+        (lambda m: {"shared": (*m.shared, ("zoe", b"z" * 32))}, "RosterMismatch"),
+        (lambda m: {"shared": m.shared[:2] + m.shared[3:]}, "RosterMismatch"),
+        (
+            lambda m: {"shared": (*m.shared[:2], (NAME, b"z" * 32), *m.shared[3:])},
+            "RosterMismatch",
+        ),
+        (lambda m: {"roster": b"z" * 32}, "RosterMismatch"),
+    ],
+)
+def test_a_delivery_that_does_not_fit_is_refused(
+    world: Any, change: Callable[[Any], dict[str, Any]], code: str
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, **change(world.parse(data))))
+
+    assert meets(world.session(), MessageType.DELIVERY, forge) == code
+
+
+def test_shares_that_are_no_residues_are_refused(world: Any) -> None:
+    from privfedrl.secagg.masks import seal_shares
+
+    session = world.session()
+
+    def forge(data: bytes) -> bytes:
+        giver = session.clients["agent-00"]
+        bad = seal_shares(
+            b"\xff" * 72,
+            cohort=giver._cohort,
+            pair=giver._keys.share_pair,
+            sender="agent-00",
+            recipient=NAME,
+        )
+        return bytes(world.forge(data, sealed=(bad, *world.parse(data).sealed[1:])))
+
+    assert meets(session, MessageType.DELIVERY, forge) == "ShareRejected"
+
+
+def test_a_delivery_for_somebody_else_changes_nothing(world: Any) -> None:
+    session = world.session().run(until=ServerPhase.COLLECT_MASKED)
+    other = next(out for out in session.out if out.recipient == "agent-00")
+    with pytest.raises(RemoteProtocolError, match="another client"):
+        session.clients[NAME].receive(other.data)
+    session.run()
+    assert session.server.result().survivors == world.names
+
+
+# -- the survivors
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda s: s[:3], "CohortTooSmall"),
+        (lambda s: s[:2] + s[3:], "SurvivorMismatch"),  # without this client
+        (lambda s: (*s[:2], (NAME, b"z" * 32), *s[3:]), "SurvivorMismatch"),  # another vector
+        (lambda s: (*s, ("zoe", b"z" * 32)), "SurvivorMismatch"),
+        (lambda s: s[::-1], "SurvivorMismatch"),
+        (lambda s: (s[0], *s[:-1]), "SurvivorMismatch"),
+    ],
+)
+def test_a_survivor_set_that_does_not_fit_is_refused(
+    world: Any, change: Callable[[Any], Any], code: str
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, survivors=change(world.parse(data).survivors)))
+
+    assert meets(world.session(), MessageType.SURVIVORS, forge) == code
+
+
+def test_a_survivor_outside_u2_is_refused(make_world: Any) -> None:
+    world = make_world(n=8)
+    session = world.session(drop={"agent-07": 1})
+
+    def forge(data: bytes) -> bytes:
+        survivors = world.parse(data).survivors
+        return bytes(world.forge(data, survivors=(*survivors, ("agent-07", b"z" * 32))))
+
+    assert meets(session, MessageType.SURVIVORS, forge) == "SurvivorMismatch"
+
+
+# -- the unmask request
+
+
+def test_two_survivor_sets_cannot_both_be_opened(make_world: Any) -> None:
+    """The coordinator shows U3 to some and U3 without one agent to the others."""
+    world = make_world(n=8)
+    session = world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
+    full = {out.recipient: out.data for out in session.out}
+    survivors = world.parse(full[NAME]).survivors
+    short = world.forge(full[NAME], survivors=survivors[:-1])
+    shown_full, shown_short = world.names[:4], world.names[4:-1]
+    consents = [session.clients[name].receive(full[name])[0].data for name in shown_full]
+    split = [session.clients[name].receive(short)[0].data for name in shown_short]
+    mixed = sorted([*consents, *split], key=lambda data: world.parse(data).sender)
+    request = unmask_request(world, session, mixed)
+    for name in (*shown_full, *shown_short):
+        client = session.clients[name]
+        with pytest.raises(RoundAborted) as caught:
+            client.receive(request)
+        assert caught.value.code == "Equivocation"
+        assert len(client.evidence) == 2
+        assert client.phase is ClientPhase.ABORTED
+
+
+def unmask_request(world: Any, session: Any, consents: list[bytes]) -> bytes:
+    from privfedrl.secagg.messages import UnmaskRequest
+
+    consent = world.parse(consents[0])
+    message = UnmaskRequest(
+        cfg=consent.cfg, sender="coordinator", roster=consent.roster, consents=tuple(consents)
+    )
+    return encode_frame(message, world.coordinator)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda w, c: c[:3], "ThresholdNotMet"),
+        (lambda w, c: (), "ThresholdNotMet"),
+        (lambda w, c: (*c[:5], c[0]), "SurvivorMismatch"),  # one signature twice
+        (lambda w, c: (*c[:5], c[5][:-64] + bytes(64)), "BadSignature"),
+        (lambda w, c: (*c[:5], w.forge(c[5], roster=b"z" * 32)), "Replay"),
+        (lambda w, c: (*c[:5], w.forge(c[5], cfg=b"z" * 32)), "Replay"),
+        (lambda w, c: (*c[:5], w.forge(c[5], survivors=b"z" * 32)), "Equivocation"),
+    ],
+)
+def test_without_enough_signatures_on_one_set_no_share_leaves(
+    world: Any, change: Callable[[Any, Any], Any], code: str
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, consents=tuple(change(world, world.parse(data).consents))))
+
+    assert meets(world.session(), MessageType.UNMASK_REQUEST, forge) == code
+
+
+def test_signatures_of_clients_outside_u3_do_not_count(make_world: Any) -> None:
+    world = make_world(n=8)
+    session = world.session(drop={"agent-07": 2})
+
+    def forge(data: bytes) -> bytes:
+        consents = world.parse(data).consents
+        extra = encode_frame(
+            type(world.parse(consents[0]))(
+                cfg=world.parse(consents[0]).cfg,
+                sender="agent-07",
+                roster=world.parse(consents[0]).roster,
+                survivors=world.parse(consents[0]).survivors,
+            ),
+            world.agents["agent-07"],
+        )
+        return bytes(world.forge(data, consents=(*consents, extra)))
+
+    assert meets(session, MessageType.UNMASK_REQUEST, forge) == "SurvivorMismatch"
+
+
+# -- one share per peer
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_never_both_shares_of_a_peer_leave_a_client(make_world: Any, dropped: int) -> None:
+    world = make_world(n=9)
+    gone = world.names[-dropped:] if dropped else ()
+    session = world.session(drop=dict.fromkeys(gone, 2)).run(until=ServerPhase.COLLECT_UNMASK)
+    held = {name: dict(client._held_shares) for name, client in session.clients.items()}
+    session.run()
+    for name in (n for n in world.names if n not in gone):
+        left = b"".join(session.sent[name])
+        for peer, (share_b, share_s) in held[name].items():
+            assert (share_b in left) == (peer not in gone)
+            assert (share_s in left) == (peer in gone)
+        assert not session.clients[name]._held_shares
+
+
+def test_a_second_unmask_request_gives_nothing(world: Any) -> None:
+    session = world.session().run()
+    client, request = session.clients[NAME], session.shown[NAME][-1]
+    assert client.receive(request) == []
+    consents = world.parse(request).consents
+    with pytest.raises(RemoteProtocolError, match="after the end"):
+        client.receive(world.forge(request, consents=consents[:-1]))
+    assert client.phase is ClientPhase.DONE
+
+
+# -- replay, restart, equivocation
+
+
+def test_messages_of_another_round_change_nothing(world: Any) -> None:
+    old = world.session().run()
+    new = world.session(round=2).run(until=ServerPhase.COLLECT_SHARES)
+    for data in old.shown[NAME]:
+        with pytest.raises(RemoteProtocolError, match="another round"):
+            new.clients[NAME].receive(data)
+    assert new.run().server.result().survivors == world.names
+
+
+def test_identical_messages_are_ignored(world: Any) -> None:
+    session = world.session()
+    while not session.server.finished:
+        session.step()
+        for name in world.names:
+            for data in session.shown[name]:
+                assert session.clients[name].receive(data) == []
+    assert session.server.result().survivors == world.names
+
+
+@pytest.mark.parametrize(
+    "kind", [MessageType.CONFIG, MessageType.ROSTER, MessageType.DELIVERY, MessageType.SURVIVORS]
+)
+def test_two_different_messages_in_one_slot_end_the_round_with_evidence(
+    world: Any, kind: MessageType
+) -> None:
+    session = world.session().run(until=ServerPhase.COLLECT_UNMASK)
+    client = session.clients[NAME]
+    first = next(data for data in session.shown[NAME] if data[7] == kind)
+    change = {"round_seed": b"z" * 32} if kind is MessageType.CONFIG else {"roster": b"z" * 32}
+    change = {"adverts": ()} if kind is MessageType.ROSTER else change
+    second = world.forge(first, **change)
+    with pytest.raises(RoundAborted) as caught:
+        client.receive(second)
+    assert caught.value.code == "Equivocation"
+    assert client.evidence == (first, second)
+
+
+def test_a_restart_after_the_masked_vector_releases_nothing(world: Any, tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db")
+    world.journals[NAME] = journal
+    world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
+    journal.close()
+    world.journals = {name: type(j)() for name, j in world.journals.items() if name != NAME}
+    world.journals[NAME] = SqliteJournal(tmp_path / "journal.db")
+    again = world.session()
+    again.run(until=ServerPhase.COLLECT_MASKED)
+    delivery = next(out.data for out in again.out if out.recipient == NAME)
+    with pytest.raises(LocalProtocolError, match="not newer"):
+        again.clients[NAME].receive(delivery)
+    assert again.clients[NAME].phase is ClientPhase.ABORTED
+    world.journals[NAME].close()
+
+
+def test_a_survivor_set_is_signed_once_whatever_happens(world: Any) -> None:
+    session = world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
+    world.journals[NAME].spend(b"t" * 32, 1, 0, "consistency")  # by an earlier life of the client
+    survivors = next(out.data for out in session.out if out.recipient == NAME)
+    with pytest.raises(LocalProtocolError):
+        session.clients[NAME].receive(survivors)
+    assert session.clients[NAME].phase is ClientPhase.ABORTED
+
+
+def test_a_new_attempt_after_a_lost_round_is_possible(world: Any) -> None:
+    world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
+    result = world.session(attempt=1).run().server.result()
+    assert (result.vector == world.ideal(world.names)).all()
+
+
+# -- charge before release
+
+
+def test_nothing_leaves_when_the_charge_is_refused(world: Any) -> None:
+    def refuse() -> None:
+        raise BudgetExceeded("epsilon is spent")
+
+    session = world.session()
+    client = session.clients[NAME]
+    session.sent[NAME] += [
+        out.data
+        for out in client.start(
+            session.out[0].data, world.vectors[NAME], model_digest=MODEL, before_release=refuse
+        )
+    ]
+    advert = session.sent[NAME][0]
+    session.server.receive(advert)
+    session.out = [out for out in session.out if out.recipient != NAME]
+    session.step()
+    session.step()
+    delivery = next(out.data for out in session.out if out.recipient == NAME)
+    with pytest.raises(BudgetExceeded):
+        client.receive(delivery)
+    assert client.phase is ClientPhase.ABORTED
+    with pytest.raises(RoundAborted) as caught:
+        client.receive(delivery)
+    assert caught.value.code == "LocalFault"
+
+
+def test_the_charge_comes_once_and_before_the_vector(world: Any) -> None:
+    session = world.session()
+    client, charges = session.clients[NAME], []
+    config = session.out[0].data
+    session.out = [out for out in session.out if out.recipient != NAME]
+    first = client.start(
+        config,
+        world.vectors[NAME],
+        model_digest=MODEL,
+        before_release=lambda: charges.append(client.phase),
+    )
+    session.server.receive(first[0].data)
+    session.run()
+    assert charges == [ClientPhase.SHARED]
+
+
+def test_a_callback_may_raise_any_abort(world: Any) -> None:
+    def refuse() -> None:
+        raise RoundAborted("SomethingElse", "of the caller")
+
+    session = world.session()
+    client = session.clients[NAME]
+    config = session.out[0].data
+    session.out = [out for out in session.out if out.recipient != NAME]
+    session.server.receive(
+        client.start(config, world.vectors[NAME], model_digest=MODEL, before_release=refuse)[0].data
+    )
+    session.step()
+    session.step()
+    with pytest.raises(RoundAborted, match="SomethingElse"):
+        client.receive(next(out.data for out in session.out if out.recipient == NAME))
+    assert client.phase is ClientPhase.ABORTED
+
+
+# -- network noise and secrecy
+
+
+def test_bytes_that_do_not_authenticate_change_nothing(world: Any) -> None:
+    session = world.session()
+    while not session.server.finished:
+        for out in session.out:
+            client = session.clients[out.recipient]
+            if client.phase is not ClientPhase.IDLE:
+                for junk in (b"", b"junk", out.data[:-1], out.data[:-1] + b"\x00\x00"):
+                    with pytest.raises(ProtocolError):
+                        client.receive(junk)
+        session.step()
+    assert session.server.result().survivors == world.names
+
+
+def test_a_client_shows_its_phase_and_nothing_else(world: Any) -> None:
+    session = world.session().run(until=ServerPhase.COLLECT_SHARES)
+    client = session.clients[NAME]
+    assert repr(client) == "SecAggClient(agent-02, advertised)"
+    assert repr(client._keys) == "_RoundKeys(<secret>)"
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(LocalProtocolError):
+            leave(client)
+    with pytest.raises(LocalProtocolError, match="forgotten"):
+        world.client(NAME)._keys  # noqa: B018 - reading is the test
+
+
+def test_keys_are_forgotten_as_soon_as_they_have_been_used(world: Any) -> None:
+    session = world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
+    assert all(client._round_keys is None for client in session.clients.values())
+    session.run()
+    assert all(not client._held_shares for client in session.clients.values())
+    assert all(client.phase is ClientPhase.DONE for client in session.clients.values())

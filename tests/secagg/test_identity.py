@@ -1,0 +1,177 @@
+"""Identities and registries: files, refusals, and a digest that pins everybody."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from privfedrl.errors import ConfigurationError, LocalProtocolError, StorageError
+from privfedrl.primitives.random import DeterministicEntropy
+from privfedrl.primitives.signing import verify
+from privfedrl.secagg.identity import Identity, Registry, RegistryEntry
+
+ENTROPY = DeterministicEntropy(b"identity")
+ALICE = Identity.generate("alice", ENTROPY)
+BOB = Identity.generate("bob", ENTROPY)
+COORDINATOR = Identity.generate("coordinator", ENTROPY)
+ENTRIES = (BOB.entry("agent"), COORDINATOR.entry("coordinator"), ALICE.entry("agent"))
+
+
+class Hardware:
+    """A signer whose key is elsewhere."""
+
+    verify_key = ALICE.verify_key
+
+    def sign(self, message: bytes) -> bytes:
+        return ALICE.sign(message)
+
+
+def test_an_identity_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "alice.key"
+    ALICE.save(path)
+    ALICE.save(path)
+    loaded = Identity.load(path)
+    assert loaded.name == "alice"
+    assert loaded.verify_key == ALICE.verify_key
+    verify(ALICE.verify_key, loaded.sign(b"x"), b"x")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["alice.key"]
+
+
+def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "alice.key"
+    ALICE.save(path)
+    path.chmod(0o640)
+    with pytest.raises(StorageError, match="0640"):
+        Identity.load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "null",
+        '{"format":"pfrl-identity/1","name":"a","secret_key":"zz"}',
+        '{"format":"pfrl-identity/1","name":"a","secret_key":"00"}',
+        '{"format":"pfrl-identity/2","name":"a","secret_key":"' + "00" * 32 + '"}',
+        '{"format":"pfrl-identity/1","name":"a b","secret_key":"' + "00" * 32 + '"}',
+        '{"format":"pfrl-identity/1","name":"a","secret_key":"' + "00" * 32 + '","x":1}',
+    ],
+)
+def test_other_files_are_no_identity_and_are_not_quoted(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(ConfigurationError) as caught:
+        Identity.load(path)
+    assert "00" * 8 not in str(caught.value)
+
+
+def test_missing_files_and_directories_are_storage_errors(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        Identity.load(tmp_path / "absent")
+    with pytest.raises(StorageError):
+        ALICE.save(tmp_path / "absent" / "alice.key")
+    with pytest.raises(StorageError):
+        Registry.load(tmp_path / "absent")
+
+
+def test_an_identity_hides_its_key_and_stays_in_this_process() -> None:
+    secret = ALICE._signer.secret_bytes().hex()  # type: ignore[attr-defined]  # white box
+    assert secret not in repr(ALICE)
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(LocalProtocolError):
+            leave(ALICE)
+
+
+def test_a_hardware_key_signs_and_cannot_be_saved(tmp_path: Path) -> None:
+    identity = Identity("alice", Hardware())
+    verify(ALICE.verify_key, identity.sign(b"x"), b"x")
+    with pytest.raises(LocalProtocolError):
+        identity.save(tmp_path / "key")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "a b", "a/b", "ä", "a\n", "a\x00", 7])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="name must"):
+        Identity.generate(name, ENTROPY)
+
+
+def test_a_registry_is_sorted_whatever_the_order_and_pins_everybody() -> None:
+    registry = Registry(ENTRIES)
+    assert [entry.name for entry in registry.entries] == ["alice", "bob", "coordinator"]
+    assert registry == Registry(reversed(ENTRIES))
+    assert registry.digest == Registry(reversed(ENTRIES)).digest
+    assert hash(registry) == hash(Registry(reversed(ENTRIES)))
+    assert registry.agents == ("alice", "bob")
+    assert registry.coordinator == "coordinator"
+    assert len(registry) == 3
+    assert "alice" in registry
+    assert "eve" not in registry
+    assert registry.verify_key_of("bob") == BOB.verify_key
+    assert registry.role_of("coordinator") == "coordinator"
+    assert "2 agents" in repr(registry)
+    swapped = [
+        RegistryEntry(name="alice", verify_key=BOB.verify_key, role="agent"),
+        RegistryEntry(name="bob", verify_key=ALICE.verify_key, role="agent"),
+        ENTRIES[1],
+    ]
+    assert Registry(swapped).digest != registry.digest
+    assert Registry(ENTRIES[1:]).digest != registry.digest
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="eve"):
+        Registry(ENTRIES).verify_key_of("eve")
+
+
+def test_a_registry_survives_json_and_its_file(tmp_path: Path) -> None:
+    registry = Registry(ENTRIES)
+    assert Registry.from_json(registry.to_json()) == registry
+    registry.save(tmp_path / "registry.json")
+    assert Registry.load(tmp_path / "registry.json") == registry
+
+
+def test_duplicates_and_a_missing_coordinator_are_all_reported() -> None:
+    twin = RegistryEntry(name="twin", verify_key=ALICE.verify_key, role="agent")
+    with pytest.raises(ConfigurationError) as caught:
+        Registry([ALICE.entry("agent"), twin, BOB.entry("agent"), BOB.entry("agent")])
+    assert len(caught.value.problems) == 4  # bob's name, bob's key, alice's key, no coordinator
+    with pytest.raises(ConfigurationError, match="one coordinator, got 2"):
+        Registry([COORDINATOR.entry("coordinator"), ALICE.entry("coordinator")])
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31), b"short", "text"])
+def test_unusable_keys_are_refused(key: bytes) -> None:
+    with pytest.raises(ConfigurationError):
+        RegistryEntry(name="eve", verify_key=key, role="agent")
+
+
+def test_unknown_roles_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="role"):
+        RegistryEntry(name="eve", verify_key=ALICE.verify_key, role="admin")  # type: ignore[arg-type]  # wrong on purpose
+
+
+def _document() -> dict[str, object]:
+    document: dict[str, object] = json.loads(Registry(ENTRIES).to_json())
+    return document
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "x"}, {"extra": 1}, {"entries": [{"name": "a"}]}, {"entries": []}],
+)
+def test_other_documents_are_no_registry(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError):
+        Registry.from_json(json.dumps(_document() | change))
+
+
+def test_bad_hex_in_a_registry_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="not a"):
+        Registry.from_json(Registry(ENTRIES).to_json().replace(ALICE.verify_key.hex(), "zz"))
