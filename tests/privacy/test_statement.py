@@ -124,7 +124,7 @@ def example() -> Statement:
     )
 
 
-def changed(name: str, **values: object) -> Statement:
+def changed(name: str, /, **values: object) -> Statement:
     whole = example()
     return msgspec.structs.replace(
         whole, **{name: msgspec.structs.replace(getattr(whole, name), **values)}

@@ -209,9 +209,7 @@ def test_a_substituted_key_is_refused(world: Any) -> None:
     def forge(data: bytes) -> bytes:
         def swap(advert: bytes) -> bytes:
             message = world.parse(advert)
-            fresh = world.forge(
-                advert, share_key=message.mask_key, mask_key=message.share_key
-            )
+            fresh = world.forge(advert, share_key=message.mask_key, mask_key=message.share_key)
             return bytes(fresh[:-64] + advert[-64:])  # the coordinator has no agent's key
 
         return _replace_advert(world, data, "agent-04", swap)

@@ -30,9 +30,7 @@ def test_a_stage_is_spent_once(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize(("round_", "attempt"), [(2, 9), (3, 0), (3, 1), (0, 0)])
-def test_an_older_round_or_attempt_is_refused(
-    journal: Journal, round_: int, attempt: int
-) -> None:
+def test_an_older_round_or_attempt_is_refused(journal: Journal, round_: int, attempt: int) -> None:
     journal.spend(A, 3, 1, "masked")
     with pytest.raises(LocalProtocolError):
         journal.spend(A, round_, attempt, "masked")

@@ -302,5 +302,3 @@ def test_peeking_checks_the_form_and_nothing_else(world: Any, frames: list[bytes
 def test_labels_keep_purposes_apart() -> None:
     assert label("config") == b"\x00\x10pfrl-sa/1/config"
     assert len({label(kind.label) for kind in MessageType}) == len(MessageType)
-
-

@@ -7,13 +7,33 @@ from typing import Any
 import pytest
 
 from privfedrl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, RoundAborted
-from privfedrl.secagg import ClientPhase, ServerPhase
+from privfedrl.secagg import ClientPhase, ServerPhase, Transcript
 from privfedrl.secagg.phases import CLIENT_TRANSITIONS, SERVER_COLLECTS, SERVER_NEXT
 from privfedrl.secagg.sizes import CLIENT_TYPES, MessageType
 
 SERVER_TYPES = [kind for kind in MessageType if kind not in CLIENT_TYPES]
 NAME = "agent-00"
 REACHED = [ClientPhase.ADVERTISED, ClientPhase.SHARED, ClientPhase.MASKED, ClientPhase.AGREED]
+
+
+class _Forgetful:
+    """A journal for the rehearsal whose frames the tests then play back."""
+
+    def spend(self, *spent: object) -> None:
+        """Accept everything."""
+
+
+@pytest.fixture(scope="module")
+def frames(make_world: Any) -> dict[MessageType, bytes]:
+    """One honest frame of each type, to or from NAME; the world's entropy makes them repeat."""
+    session = make_world().session(client_changes={"journal": _Forgetful()}).run()
+    every = {MessageType(data[7]): data for data in (*session.shown[NAME], *session.sent[NAME])}
+    transcript = Transcript.sign(
+        session.server.result().record,
+        identity=session.world.coordinator,
+        ledger_head=bytes(32),
+    )
+    return {**every, MessageType.TRANSCRIPT: transcript.to_bytes()}
 
 
 def test_the_tables_lead_from_idle_to_done_without_a_fork() -> None:
@@ -33,9 +53,9 @@ def test_the_tables_lead_from_idle_to_done_without_a_fork() -> None:
 @pytest.mark.parametrize("kind", list(MessageType))
 @pytest.mark.parametrize("phase", [*REACHED, ClientPhase.DONE])
 def test_a_client_accepts_what_its_table_names_and_nothing_else(
-    world: Any, phase: ClientPhase, kind: MessageType
+    world: Any, frames: dict[MessageType, bytes], phase: ClientPhase, kind: MessageType
 ) -> None:
-    frame = frame_of(world, kind)
+    frame = frames[kind]
     session = world.session()
     client = session.clients[NAME]
     while client.phase is not phase:
@@ -58,44 +78,27 @@ def test_a_client_accepts_what_its_table_names_and_nothing_else(
 
 
 @pytest.mark.parametrize("kind", list(MessageType))
-def test_an_idle_client_must_be_started(world: Any, kind: MessageType) -> None:
+def test_an_idle_client_must_be_started(
+    world: Any, frames: dict[MessageType, bytes], kind: MessageType
+) -> None:
     with pytest.raises(LocalProtocolError, match="start"):
-        world.client(NAME).receive(frame_of(world, kind))
+        world.client(NAME).receive(frames[kind])
 
 
 @pytest.mark.parametrize("kind", list(MessageType))
-def test_an_aborted_client_stays_aborted(world: Any, kind: MessageType) -> None:
+def test_an_aborted_client_stays_aborted(
+    world: Any, frames: dict[MessageType, bytes], kind: MessageType
+) -> None:
     session = world.session()
     session.step()
     client = session.clients[NAME]
     assert client.close_phase() == []
     with pytest.raises(RoundAborted) as caught:
-        client.receive(frame_of(world, kind))
+        client.receive(frames[kind])
     assert caught.value.code == "Deadline"
     assert client.close_phase() == []
     assert client.phase is ClientPhase.ABORTED
     assert client.finished
-
-
-def frame_of(world: Any, kind: MessageType) -> bytes:
-    """The honest frame of ``kind`` to or from one client; the world's entropy makes it repeat."""
-    session = world.session(client_changes={"journal": _Forgetful()}).run()
-    every = [*session.shown[NAME], *session.sent[NAME]]
-    if kind is MessageType.TRANSCRIPT:
-        from privfedrl.secagg import Transcript
-
-        record = session.server.result().record
-        return Transcript.sign(
-            record, identity=world.coordinator, ledger_head=bytes(32)
-        ).to_bytes()
-    return next(data for data in every if data[7] == kind)
-
-
-class _Forgetful:
-    """A journal for the rehearsal whose frames the test then plays back."""
-
-    def spend(self, task_id: bytes, round: int, attempt: int, stage: str) -> None:
-        """Accept everything."""
 
 
 SERVER_PHASES = [phase for phase in ServerPhase if phase.value.startswith("collect")]
@@ -104,9 +107,9 @@ SERVER_PHASES = [phase for phase in ServerPhase if phase.value.startswith("colle
 @pytest.mark.parametrize("kind", list(MessageType))
 @pytest.mark.parametrize("phase", [*SERVER_PHASES, ServerPhase.DONE])
 def test_a_server_accepts_what_its_table_names_and_nothing_else(
-    world: Any, phase: ServerPhase, kind: MessageType
+    world: Any, frames: dict[MessageType, bytes], phase: ServerPhase, kind: MessageType
 ) -> None:
-    frame = frame_of(world, kind)
+    frame = frames[kind]
     session = world.session().run(until=phase)
     server = session.server
     own_index = SERVER_PHASES.index(phase) if phase in SERVER_PHASES else 5

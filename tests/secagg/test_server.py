@@ -120,9 +120,7 @@ def test_only_the_registered_coordinator_coordinates(world: Any) -> None:
 def test_the_caller_learns_the_survivors_before_anybody_is_asked(make_world: Any) -> None:
     world = make_world(n=8)
     calls: list[tuple[str, ...]] = []
-    session = world.session(
-        drop={"agent-03": 2}, server_changes={"before_unmask": calls.append}
-    )
+    session = world.session(drop={"agent-03": 2}, server_changes={"before_unmask": calls.append})
     session.run(until=ServerPhase.COLLECT_MASKED)
     assert calls == []
     session.run()
@@ -316,20 +314,27 @@ def _spoil(world: Any, data: bytes) -> bytes:
     shares = shamir.decode_shares(
         world.parse(data).shares, count=len(world.parse(data).shares) // shamir.SHARE_BYTES
     )
-    changed = (shares.astype(np.int64) + 1) % shamir.PRIME
+    # unrelated offsets: equal ones at x = 1 and x = 6 of seven shares would cancel at 0
+    offsets = np.random.default_rng(int(world.parse(data).sender[-2:])).integers(
+        1, shamir.PRIME, 18
+    )
+    changed = (shares.astype(np.int64) + offsets) % shamir.PRIME
     spoiled: bytes = world.forge(data, shares=shamir.encode_share(changed.astype(np.uint16)))
     return spoiled
 
 
-@pytest.mark.parametrize("liar", range(8))
-@pytest.mark.parametrize("drop", [{}, {"agent-03": 2}])
+@pytest.mark.parametrize(
+    ("liar", "drop"),
+    [
+        *((liar, {}) for liar in range(8)),
+        *((liar, {"agent-03": 2}) for liar in range(8) if liar != 3),
+    ],
+)
 def test_one_liar_is_outvoted_whoever_it_is(
     make_world: Any, liar: int, drop: dict[str, int]
 ) -> None:
     world = make_world(n=8)
     name = world.names[liar]
-    if name in drop:
-        pytest.skip("a client that has left cannot lie")
     server = wrong_shares(world, (name,), drop=drop)
     result = server.result()
     assert (result.vector == world.ideal(result.survivors)).all()

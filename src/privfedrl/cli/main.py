@@ -1,4 +1,4 @@
-"""``privfedrl``: one command per thing a user does. Each module beside this one holds one of them."""
+"""``privfedrl``: one command per thing a user does, each in a module beside this one."""
 
 from __future__ import annotations
 

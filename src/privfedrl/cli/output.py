@@ -1,7 +1,7 @@
 """Where output goes, and what an exit code means.
 
-Guarantee: JSON and nothing else on standard output under ``--json``; everything for people on standard
-error. Exit 0 ok, 1 a finding or a failed run, 2 bad input.
+Guarantee: JSON and nothing else on standard output under ``--json``; everything for people on
+standard error. Exit 0 ok, 1 a finding or a failed run, 2 bad input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from privfedrl.errors import (
     StorageError,
 )
 
-__all__ = ["FINDING", "BAD_INPUT", "console", "emit", "reported_errors"]
+__all__ = ["BAD_INPUT", "FINDING", "console", "emit", "reported_errors"]
 
 FINDING, BAD_INPUT = 1, 2
 # errors that the caller can mend by calling differently; the rest are failed runs or findings

@@ -1,4 +1,4 @@
-"""``privfedrl version``: what is installed, and with ``--crypto`` what the cryptography rests on."""
+"""``privfedrl version``: what is installed, and with ``--crypto`` what protection rests on."""
 
 from __future__ import annotations
 

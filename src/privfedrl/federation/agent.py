@@ -1,7 +1,7 @@
 """One agent: private experience in, protected bytes out.
 
-Guarantee: the only data-dependent bytes that leave an agent are its masked vector (clipped, rotated,
-rounded, noised) and shares of one-time masks, and the agent's own ledger holds a durable charge
+Guarantee: the only data-dependent bytes that leave an agent are its masked vector (clipped,
+rotated, rounded, noised) and shares of one-time masks, and the agent's own ledger holds a durable charge
 before the masked vector leaves. An environment that fails contributes zeros and a noise share, so
 that nobody can tell; the fault stays in ``agent.fault``.
 """
@@ -183,7 +183,7 @@ class Agent:
                 adversary=self._setup.adversary,
                 event=self._setup.worst_event,
                 epsilon=self._setup.budget,
-                delta=self._plan.privacy.delta,
+                delta=self._setup.accounted_delta,
             )
         )
 

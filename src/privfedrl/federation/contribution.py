@@ -1,7 +1,7 @@
 """What one agent adds to the sum: experience, clipped rows, integers, noise, ring vector.
 
-Guarantee: whatever the environment does (raise, NaN, nothing), the result has the same shape and the
-same noise share; each unit's integer row is within the declared sensitivity (checked on integers).
+Guarantee: whatever the environment does (raise, NaN, nothing), the result has the same shape and
+the same noise share; each unit's integer row is within the declared sensitivity (checked on integers).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _update(
             batch = experience(theta, step)
         except EnvironmentFault:
             raise
-        except Exception as error:  # noqa: BLE001 - an escaping error would show that data caused it
+        except Exception as error:  # an escaping error would show that data caused it
             raise EnvironmentFault(f"collecting experience failed: {error!r}") from error
         if batch.num_trajectories != setup.plan.fleet.trajectories:
             raise EnvironmentFault(

@@ -258,7 +258,7 @@ def reserve_round(
             adversary=setup.adversary,
             event=setup.worst_event,
             epsilon=setup.budget,
-            delta=plan.privacy.delta,
+            delta=setup.accounted_delta,
         )
     )
     return _Opening(reservation=reservation, attempt=attempt, seed=entropy(32))

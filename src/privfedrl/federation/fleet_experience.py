@@ -1,7 +1,7 @@
 """The simulator's source of experience: all agents of a round rolled out together.
 
-Guarantee: the batch an agent gets is the one it would have collected alone, because each agent has a
-generator of its own, derived from (seed, agent, round, attempt, local step). Rolling them as one
+Guarantee: the batch an agent gets is the one it would have collected alone, because each agent has
+a generator of its own, derived from (seed, agent, round, attempt, local step). Rolling them as one
 block only saves time; no agent object sees another agent's batch.
 """
 

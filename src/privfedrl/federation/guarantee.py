@@ -160,7 +160,7 @@ def _with_more_shares(
 
 def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim:
     plan = setup.plan
-    spent = compose(plan.unit, events, plan.privacy.delta)
+    spent = compose(plan.unit, events, setup.accounted_delta)
     if not math.isfinite(spent.epsilon):
         raise PrivacyError("the ledger holds a release without noise under a plan that adds some")
     return Claim(
@@ -275,8 +275,8 @@ def _side_releases(setup: RoundSetup) -> SideReleasesField:
         losses="not released",
         survivor_sets="public; assumed not to depend on data",
         timing="not hidden: the time an agent needs for its rollouts is visible to the coordinator",
-        hyper_parameter_search="not covered: choosing a plan by looking at earlier runs on the same "
-        "data is not charged",
+        hyper_parameter_search="not covered: choosing a plan by looking at earlier runs on the "
+        "same data is not charged",
         early_stopping="none: the number of rounds is fixed by the plan",
         normaliser_state="none is kept",
     )

@@ -1,7 +1,7 @@
 """The people of a simulation: their keys, ledgers and journals on disk.
 
-Guarantee: every simulated agent has its own key, its own ledger file and its own journal file, as it
-would on its own machine; a resumed run finds the same ones.
+Guarantee: every simulated agent has its own key, its own ledger file and its own journal file, as
+it would on its own machine; a resumed run finds the same ones.
 """
 
 from __future__ import annotations

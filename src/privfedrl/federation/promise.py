@@ -155,14 +155,15 @@ def _view(setup: RoundSetup, adversary: str, shares: int) -> View:
     return View(
         adversary=adversary,
         honest_shares=shares,
-        epsilon=_epsilon(setup.plan, event, Adjacency.ADD_REMOVE),
-        epsilon_replace=_epsilon(setup.plan, event, Adjacency.REPLACE_ONE),
+        epsilon=_epsilon(setup, event, Adjacency.ADD_REMOVE),
+        epsilon_replace=_epsilon(setup, event, Adjacency.REPLACE_ONE),
     )
 
 
-def _epsilon(plan: Plan, event: DpEvent, adjacency: Adjacency) -> float:
+def _epsilon(setup: RoundSetup, event: DpEvent, adjacency: Adjacency) -> float:
+    plan = setup.plan
     releases = [(index, event) for index in range(_releases(plan))]
-    return compose(plan.unit, releases, plan.privacy.delta, adjacency=adjacency).epsilon
+    return compose(plan.unit, releases, setup.accounted_delta, adjacency=adjacency).epsilon
 
 
 def _check_schedule(plan: Plan) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from privfedrl.encoding import FixedPoint, rounding_bound
-from privfedrl.errors import ConfigurationError
 from privfedrl.plan import Plan
 from privfedrl.privacy import (
     DistributedSkellam,
@@ -54,7 +53,7 @@ class RoundSetup:
     adversary: str
 
     def event(self, honest_survivors: int) -> DpEvent:
-        """The release of one round when ``honest_survivors`` shares are unknown to the adversary."""
+        """One round's release when ``honest_survivors`` shares are unknown to the adversary."""
         if self.mechanism is None:
             return UnboundedEvent(unit=self.plan.unit)
         return self.mechanism.event(honest_survivors)
@@ -68,6 +67,16 @@ class RoundSetup:
     def budget(self) -> float:
         """Epsilon that a ledger must not let a run exceed; infinite where nothing is promised."""
         return math.inf if self.mechanism is None else self.plan.privacy.epsilon
+
+    @property
+    def accounted_delta(self) -> float:
+        """The plan's delta less what the noise sampler may deviate from its exact distribution."""
+        if self.mechanism is None:
+            return self.plan.privacy.delta
+        charged = self.mechanism.sampler_delta(
+            epsilon=self.plan.privacy.epsilon, shares=self.plan.fleet.agents
+        )
+        return self.plan.privacy.delta - charged
 
     @property
     def noise_std(self) -> float:

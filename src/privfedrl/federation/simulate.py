@@ -67,7 +67,7 @@ from privfedrl.training import save_policy
 
 __all__ = ["Progress", "Run", "Runtime", "simulate"]
 
-# a round that aborts is tried again with fresh trajectories; more failures than this are no accident
+# an aborted round is tried again with fresh trajectories; more failures than this are no accident
 MAX_ATTEMPTS = 5
 
 
@@ -343,7 +343,7 @@ class _Simulation:
         return coordinator.state, result, traffic
 
     def _clear(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
-        """The control without protection: the same vectors, summed in the clear, in this process."""
+        """The control without protection: the same vectors, summed in the clear in this process."""
         with clock.stage("secure aggregation"):
             ledger, entropy = self.participants.ledger, self._entropy_of("coordinator")
             opening = reserve_round(self.setup, ledger, self.state, entropy)

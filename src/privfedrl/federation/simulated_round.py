@@ -1,7 +1,7 @@
 """One round in one process: real agents, real bytes, scheduled dropouts, no network.
 
-Guarantee: the agents and the coordinator here are the ones that a deployment embeds; this module only
-carries their bytes and drops those of agents that the public schedule takes away.
+Guarantee: the agents and the coordinator here are the ones that a deployment embeds; this module
+only carries their bytes and drops those of agents that the public schedule takes away.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What ``train --json`` prints last.
 
     ``mean_return_first``, ``mean_return_last`` and ``greedy_return`` are oracle values: means over
-    the fleet's private environments and a greedy evaluation, known in a simulation only. ``epsilon``
-    is null where the run promises nothing.
+    the fleet's private environments and a greedy evaluation, known in a simulation only.
+    ``epsilon`` is null where the run promises nothing.
     """
 
     plan_digest: str

@@ -32,7 +32,16 @@ from privfedrl.privacy.events import (
 )
 from privfedrl.privacy.units import Unit
 
-__all__ = ["Chain", "Charge", "Entry", "Reservation", "Row", "charge_to_dict", "is_no_costlier"]
+__all__ = [
+    "Chain",
+    "Charge",
+    "Entry",
+    "Reservation",
+    "Row",
+    "charge_to_dict",
+    "is_no_costlier",
+    "link",
+]
 
 _LABEL = b"privfedrl/ledger/v1\x00"
 _ZERO = bytes(32)
@@ -202,7 +211,7 @@ class Chain:
             entry = self._apply(row, data)
         except LedgerIntegrity:
             raise
-        except (PrivfedrlError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        except (PrivfedrlError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise LedgerIntegrity(f"ledger row {row.id} breaks a rule: {error}") from error
         self.head = row.hash
         self.length += 1
@@ -210,13 +219,13 @@ class Chain:
 
     def _row(self, body: dict[str, Any], settles: int | None = None) -> Row:
         record = _canonical({**body, "id": self.length})
-        return Row(self.length, record, settles, _link(self.head, record))
+        return Row(self.length, record, settles, link(self.head, record))
 
     def _open(self, row: Row) -> dict[str, Any]:
         """The parsed record of a row that is next in the chain and canonical."""
         if row.id != self.length:
             raise LedgerIntegrity(f"ledger row {self.length} is missing, found row {row.id}")
-        if not isinstance(row.record, str) or row.hash != _link(self.head, row.record):
+        if not isinstance(row.record, str) or row.hash != link(self.head, row.record):
             raise LedgerIntegrity(f"ledger row {row.id} does not continue the hash chain")
         try:
             data = json.loads(row.record)
@@ -304,7 +313,8 @@ class Chain:
             )
 
 
-def _link(previous: bytes, record: str) -> bytes:
+def link(previous: bytes, record: str) -> bytes:
+    """h_i from h_{i-1} (32 bytes) and r_i, as in the module header."""
     return hashlib.sha256(_LABEL + previous + record.encode()).digest()
 
 

@@ -48,7 +48,7 @@ from privfedrl.privacy.statement_fields import (
     UnitField,
 )
 
-__all__ = ["Statement", "bayes_accuracy", "max_true_positive_rate", "schema"]
+__all__ = ["UNSIGNED", "Statement", "bayes_accuracy", "max_true_positive_rate", "schema"]
 
 UNSIGNED = "not applicable: not signed"
 _LABEL = b"privfedrl/statement/v1\x00"
@@ -226,12 +226,15 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def sign(self, signer: Callable[[bytes], bytes]) -> Statement:
         """This statement with ``signer(canonical_bytes())``, an Ed25519 signature, in field 1.
 
+        Before, ``identity.signature`` holds :data:`UNSIGNED`.
+
         Raises:
             PrivacyError: the statement is not complete.
         """
-        unsigned = self._with_signature(UNSIGNED)
-        unsigned.check()
-        return self._with_signature(_SIGNATURE_PREFIX + signer(self.canonical_bytes()).hex())
+        self.check()
+        signature = _SIGNATURE_PREFIX + signer(self.canonical_bytes()).hex()
+        identity = msgspec.structs.replace(self.identity, signature=signature)
+        return msgspec.structs.replace(self, identity=identity)
 
     def verify(self, verifier: Callable[[bytes, bytes], object]) -> None:
         """Call ``verifier(signature, message)``, e.g. ``Ed25519PublicKey.verify``.
@@ -249,10 +252,6 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise AuthenticationFailed from error
         if accepted is False:
             raise AuthenticationFailed
-
-    def _with_signature(self, signature: str) -> Statement:
-        identity = msgspec.structs.replace(self.identity, signature=signature)
-        return msgspec.structs.replace(self, identity=identity)
 
     def _claims(self) -> tuple[Claim, ...]:
         return () if isinstance(self.epsilon.claims, str) else self.epsilon.claims

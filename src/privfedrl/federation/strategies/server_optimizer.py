@@ -3,7 +3,7 @@
 Guarantee: only released sums and public constants enter, so every step is post-processing and
 costs no epsilon. The state is a value; resuming from a saved one continues bit for bit.
 
-Notation: g = released mean direction (ascent), nu = known variance of the noise in g per coordinate.
+Notation: g = released mean direction (ascent), nu = known noise variance of g per coordinate.
 Reference: Reddi et al. 2021, Adaptive Federated Optimization, Algorithm 2; the correction of the
 second moment follows Tang et al. 2024, DP-AdamBC.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from privfedrl.errors import ConfigurationError
 from privfedrl.plan import FederationPlan
 
-__all__ = ["OptimizerState", "SERVER_OPTIMIZERS", "initial_state", "learning_rate", "server_step"]
+__all__ = ["SERVER_OPTIMIZERS", "OptimizerState", "initial_state", "learning_rate", "server_step"]
 
 Vector = NDArray[np.float64]
 # a signal below half the noise is not told from chance: without this floor Adam would amplify noise
