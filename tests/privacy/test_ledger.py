@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -674,6 +675,41 @@ def test_what_cannot_be_opened_is_a_storage_error(tmp_path: Path, where: str) ->
         with pytest.raises(StorageError):
             Ledger.open(tmp_path / where)
     assert list(tmp_path.iterdir()) == []
+
+
+def as_nobody(path: Path) -> int:
+    """Exit status of a child without write permission: rows seen, or 100 + what was raised."""
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            with Ledger.open(path, read_only=True) as ledger:
+                os._exit(ledger.verify().entries)
+        except StorageError:
+            os._exit(100)
+        except BaseException:  # noqa: BLE001 - a child must never run the parent's test session
+            os._exit(101)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_an_archived_copy_in_a_read_only_folder_opens_unless_newer_rows_are_in_the_log(
+    filled: Path,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "ledger.db")
+        shutil.copy(filled, archive)
+        log = Path(folder, "ledger.db-wal")
+        try:
+            archive.chmod(0o444)
+            Path(folder).chmod(0o555)
+            assert as_nobody(archive) == 7
+            Path(folder).chmod(0o755)
+            log.write_bytes(b"not empty")
+            Path(folder).chmod(0o555)
+            assert as_nobody(archive) == 100
+        finally:
+            Path(folder).chmod(0o755)
 
 
 def test_a_ledger_in_memory_cannot_be_read_only() -> None:

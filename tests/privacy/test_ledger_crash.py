@@ -194,13 +194,17 @@ def test_a_forked_child_may_not_use_its_parents_ledger(path: Path) -> None:
         assert ledger.verify().reservations == 1
 
 
+def interrupted_charge(ledger: Ledger) -> None:
+    with ledger._store.writing():
+        ledger._store.insert(ledger._chain.reserve(charge("interrupted"), 0))
+        raise KeyboardInterrupt
+
+
 def test_an_error_between_lock_and_commit_charges_nothing(path: Path) -> None:
     """The caller is interrupted while the write lock is held: nothing is charged, nothing hangs."""
     with Ledger.open(path) as ledger, Ledger.open(path, timeout_s=0.2) as other:
-        store = ledger._store
-        with pytest.raises(KeyboardInterrupt), store.writing():
-            store.insert(ledger._chain.reserve(charge("interrupted"), 0))
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_charge(ledger)
         assert len(ledger) == 0
         other.reserve(charge("other"))
         ledger.reserve(charge("interrupted"))

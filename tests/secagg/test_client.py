@@ -612,6 +612,13 @@ def test_a_client_shows_its_phase_and_nothing_else(world: Any) -> None:
         world.client(NAME)._keys  # noqa: B018 - reading is the test
 
 
+def test_a_client_knows_who_is_in_the_sum_it_signed(world: Any) -> None:
+    session = world.session()
+    assert session.clients[NAME].survivors == ()
+    session.run()
+    assert session.clients[NAME].survivors == session.server.result().survivors
+
+
 def test_keys_are_forgotten_as_soon_as_they_have_been_used(world: Any) -> None:
     session = world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
     assert all(client._round_keys is None for client in session.clients.values())

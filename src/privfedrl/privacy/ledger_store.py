@@ -161,7 +161,8 @@ class Store:
             raise StorageError(f"ledger {self.name} cannot be opened: {error.strerror}") from error
         if not self.read_only:
             connection = self._connect(f"{path.as_uri()}?mode=rw")
-            self._tune(connection)
+            with _closed_on_error(connection):
+                self._tune(connection)
             return connection
         return self._open_read_only(path)
 
@@ -207,8 +208,9 @@ class Store:
             isolation_level=None,
             check_same_thread=False,  # Ledger serialises its callers with a lock
         )
-        for pragma in ("foreign_keys = ON", "trusted_schema = OFF", "cell_size_check = ON"):
-            connection.execute(f"PRAGMA {pragma}")
+        with _closed_on_error(connection):
+            for pragma in ("foreign_keys = ON", "trusted_schema = OFF", "cell_size_check = ON"):
+                connection.execute(f"PRAGMA {pragma}")
         return connection
 
     def _tune(self, connection: sqlite3.Connection) -> None:
@@ -248,6 +250,15 @@ class Store:
             if code & 0xFF in _STORAGE_CODES and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise StorageError(text) from error
             raise LedgerIntegrity(text) from error
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _initialise(connection: sqlite3.Connection) -> None:

@@ -265,9 +265,8 @@ class SecAggServer:
             LocalProtocolError: the round has not ended.
         """
         if self._abort is not None:
-            raise RoundAborted(
-                self._abort.code, "the round ended without a result"
-            ) from self._abort
+            code = self._abort.code
+            raise RoundAborted(code, str(self._abort).removeprefix(f"{code}: ")) from self._abort
         if self._result is None:
             raise LocalProtocolError(f"there is no result yet, the round is {self._phase.value}")
         return self._result
