@@ -1,20 +1,20 @@
 """Every exception that privfedrl raises on purpose.
 
     PrivfedrlError
-    ├── ConfigurationError          a plan, argument or file asks for something impossible or unsound
-    ├── EncodingError               a vector cannot be represented in the ring under its declared bound
-    ├── EnvironmentFault            an environment raised, lied about its spaces or returned non-finite values
-    ├── StorageError                a run directory or file cannot be used (locked, full, unreadable)
+    ├── ConfigurationError         what a plan, argument or file asks for is impossible or unsound
+    ├── EncodingError              a vector does not fit the ring under its declared bound
+    ├── EnvironmentFault           an environment raised, lied about its spaces or went non-finite
+    ├── StorageError               a run directory or file is locked, full or unreadable
     ├── ProtocolError
-    │   ├── LocalProtocolError      this participant was driven wrongly by its caller
-    │   ├── RemoteProtocolError     a peer sent bytes that the protocol does not allow here
-    │   ├── AuthenticationFailed    a signature, tag or commitment did not verify (one opaque message)
-    │   └── RoundAborted            the round ended without a result; carries an AbortCode
+    │   ├── LocalProtocolError     this participant was driven wrongly by its caller
+    │   ├── RemoteProtocolError    a peer sent bytes that the protocol does not allow here
+    │   ├── AuthenticationFailed   a signature, tag or commitment did not verify (opaque)
+    │   └── RoundAborted           the round ended without a result; carries an AbortCode
     ├── PrivacyError
-    │   ├── BudgetExceeded          the next release would cost more than the budget allows
-    │   ├── UnsupportedMechanism    the accountant has no proven bound for what was asked
-    │   └── LedgerIntegrity         the ledger is edited, truncated, forked, locked or unreadable
-    └── MissingExtraError           an optional dependency is absent; the message prints the install line
+    │   ├── BudgetExceeded         the next release would cost more than the budget allows
+    │   ├── UnsupportedMechanism   the accountant has no proven bound for what was asked
+    │   └── LedgerIntegrity        the ledger is edited, truncated, forked, locked or unreadable
+    └── MissingExtraError          an optional dependency is absent; prints the install line
 
 Messages name the parameter, what was expected and what was found. They never contain key bytes,
 update values or anything computed from a trajectory.

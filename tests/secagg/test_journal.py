@@ -45,6 +45,12 @@ def test_a_signature_for_a_round_before_the_last_masked_vector_is_refused(
         journal.spend(A, 3, 0, "consistency")
 
 
+def test_an_older_signature_is_refused_whatever_was_masked(journal: Journal) -> None:
+    journal.spend(A, 3, 0, "consistency")
+    with pytest.raises(LocalProtocolError, match="not newer"):
+        journal.spend(A, 2, 0, "consistency")
+
+
 def test_newer_rounds_attempts_and_other_tasks_are_free(journal: Journal) -> None:
     journal.spend(A, 3, 1, "masked")
     journal.spend(A, 3, 2, "masked")

@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Any
 
 from privfedrl.errors import BudgetExceeded, ConfigurationError, LedgerIntegrity, PrivacyError
-from privfedrl.privacy.accountant import Spent, _spent, parallel
+from privfedrl.privacy.accountant import Spent, epsilon_of_counts, parallel
 from privfedrl.privacy.events import DpEvent, event_to_dict
 from privfedrl.privacy.gdp import check_delta
 from privfedrl.privacy.ledger_chain import (
@@ -335,7 +335,7 @@ def _cost(
     """
     if unit is Unit.TRAJECTORY:
         return parallel(([event] for event in counts), delta, adjacency=adjacency)
-    return _spent(tuple(counts.items()), check_delta(delta), adjacency)
+    return epsilon_of_counts(counts, delta, adjacency=adjacency)
 
 
 def _parse_anchor(anchor: str) -> bytes:

@@ -1,0 +1,503 @@
+"""A plan pins everything, says everything that is wrong with it, and survives the file format."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privfedrl.errors import ConfigurationError, StorageError
+from privfedrl.plan import (
+    EncodingPlan,
+    FederationPlan,
+    FleetPlan,
+    MeanReturnRelease,
+    Plan,
+    PolicyPlan,
+    PrivacyPlan,
+    ProtectionPlan,
+    SimulationPlan,
+    TrainingPlan,
+)
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
+TOML = """
+name = "tiny"
+[fleet]
+environment = "CartPole-v1"
+agents = 6
+trajectories = 4
+horizon = 60
+[policy]
+observations = 4
+actions = 2
+hidden = [8]
+[federation]
+rounds = 3
+[privacy]
+unit = "trajectory"
+max_colluding = 1
+epsilon = 5.0
+"""
+
+
+def tiny(**sections: dict[str, Any]) -> Plan:
+    """The plan of TOML with some values changed, built without a file."""
+    given = {
+        "fleet": {
+            "environment": "CartPole-v1",
+            "agents": 6,
+            "trajectories": 4,
+            "horizon": 60,
+        },
+        "policy": {"observations": 4, "actions": 2, "hidden": (8,)},
+        "federation": {"rounds": 3},
+        "privacy": {"unit": "trajectory", "max_colluding": 1, "epsilon": 5.0},
+    }
+    kinds = {
+        "fleet": FleetPlan,
+        "policy": PolicyPlan,
+        "federation": FederationPlan,
+        "privacy": PrivacyPlan,
+        "training": TrainingPlan,
+        "encoding": EncodingPlan,
+        "protection": ProtectionPlan,
+        "simulation": SimulationPlan,
+    }
+    for section, changes in sections.items():
+        given[section] = given.get(section, {}) | changes
+    return Plan(name="tiny", **{name: kinds[name](**values) for name, values in given.items()})
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_round_trips_and_keeps_its_promise(path: Path) -> None:
+    plan = Plan.from_toml(path)
+    again = Plan.from_text(plan.to_toml())
+    assert again == plan
+    assert again.digest == plan.digest
+    assert plan.check().plan_digest == plan.digest.hex()
+
+
+def test_a_file_and_the_same_values_in_code_are_one_plan() -> None:
+    assert Plan.from_text(TOML) == tiny()
+    assert Plan.from_text(TOML).digest == tiny().digest
+
+
+def test_integers_where_a_number_is_meant_do_not_change_the_digest() -> None:
+    whole = tiny().replace("privacy", epsilon=5, clip_norm=1)
+    assert whole == tiny()
+    assert whole.digest == tiny().digest
+    assert Plan.from_text(whole.to_toml()).digest == whole.digest
+
+
+def _finite(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False, exclude_min=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.text(st.characters(codec="utf-8"), max_size=20),
+    environment=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
+    gamma=_finite(0.0, 1.0),
+    rate=_finite(0.0, 1e6),
+    delta=_finite(0.0, 0.1),
+    hidden=st.lists(st.integers(1, 65_536), max_size=4).map(tuple),
+    release=st.none()
+    | st.builds(
+        MeanReturnRelease, low=st.floats(-1e9, -1.0), high=st.floats(0.0, 1e9), weight=_finite(0, 9)
+    ),
+)
+def test_every_valid_plan_survives_being_written_and_read(
+    name: str,
+    environment: str,
+    gamma: float,
+    rate: float,
+    delta: float,
+    hidden: tuple[int, ...],
+    release: MeanReturnRelease | None,
+) -> None:
+    plan = tiny(
+        fleet={"environment": environment},
+        policy={"hidden": hidden},
+        training={"gamma": gamma},
+        federation={"learning_rate": rate},
+        privacy={"delta": delta, "mean_return": release},
+    )
+    plan = dataclasses.replace(plan, name=name)
+    again = Plan.from_text(plan.to_toml())
+    assert again == plan
+    assert again.digest == plan.digest
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.text(max_size=60) | st.sampled_from(TOML.split("\n")).map(lambda line: line + "\n" + TOML))
+def test_no_text_raises_anything_but_the_librarys_own_error(text: str) -> None:
+    try:
+        Plan.from_text(text)
+    except ConfigurationError as error:
+        assert error.problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOML.replace("agents = 6", "agents = 1" + "0" * 400),
+        TOML.replace("agents = 6", "agents = 1" + "0" * 5000),
+        TOML.replace("epsilon = 5.0", "epsilon = 1" + "0" * 400),
+        TOML.replace("hidden = [8]", "hidden = " + "[" * 100_000),
+        TOML.replace("hidden = [8]", "hidden = [9" + "0" * 400 + "]"),
+        TOML.replace("epsilon = 5.0", "epsilon = 1979-05-27"),
+    ],
+    ids=["big-int", "huge-int", "big-float", "deep", "big-width", "date"],
+)
+def test_absurd_values_are_refused_with_a_message(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Plan.from_text(text)
+
+
+def test_a_missing_or_binary_file_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        Plan.from_toml(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StorageError, match="cannot be read"):
+        Plan.from_toml(tmp_path / "binary.toml")
+
+
+def test_all_problems_of_a_file_are_reported_at_once() -> None:
+    text = TOML.replace("agents = 6", 'agents = "six"\ncolour = 1').replace("rounds = 3", "")
+    with pytest.raises(ConfigurationError) as caught:
+        Plan.from_text(text, source="my.toml")
+    assert len(caught.value.problems) == 3
+    for expected in ("fleet.agents must be int", "fleet.colour is not known", "federation.rounds"):
+        assert any(expected in line for line in caught.value.problems)
+    assert "my.toml has 3 problems" in str(caught.value)
+
+
+def test_all_broken_rules_are_reported_at_once() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        tiny(
+            fleet={"agents": 0},
+            training={"gamma": float("nan")},
+            privacy={"epsilon": -1.0},
+            encoding={"ring_bits": 16},
+        )
+    for expected in ("fleet.agents", "training.gamma", "privacy.epsilon", "encoding.ring_bits"):
+        assert any(line.startswith(expected) for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('unit = "trajectory"\n', "", "privacy.unit is required and missing"),
+        ("max_colluding = 1\n", "", "privacy.max_colluding is required and missing"),
+        ('unit = "trajectory"', 'unit = "transition"', "privacy.unit must be one of"),
+        ("[policy]", "[polly]", "polly is not known here"),
+        ("hidden = [8]", "hidden = [8.5]", "policy.hidden must be a list of integers"),
+        ("hidden = [8]", "hidden = 8", "policy.hidden must be a list of integers"),
+        ("agents = 6", "agents = true", "fleet.agents must be int"),
+        ("agents = 6", "agents = 6.0", "fleet.agents must be int"),
+        ("epsilon = 5.0", 'epsilon = "5"', "privacy.epsilon must be float"),
+        ("epsilon = 5.0", "mean_return = 3", "privacy.mean_return must be a table"),
+        ("epsilon = 5.0", "mean_return = {low = 0}", "privacy.mean_return.high is required"),
+        ('name = "tiny"', "name = 3", "name must be str"),
+        ('name = "tiny"', 'name = "a"\nname = "b"', "not valid TOML"),
+    ],
+)
+def test_a_malformed_file_names_the_parameter(old: str, new: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Plan.from_text(TOML.replace(old, new))
+    assert any(expected in line for line in caught.value.problems)
+
+
+# --- the rules ---------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    ("fleet", {"environment": ""}, "fleet.environment"),
+    ("fleet", {"agents": 70_000}, "fleet.agents"),
+    ("fleet", {"trajectories": 0}, "fleet.trajectories"),
+    ("fleet", {"horizon": 0}, "fleet.horizon"),
+    ("fleet", {"level": 1.5}, "fleet.level"),
+    ("fleet", {"level": NAN}, "fleet.level"),
+    ("policy", {"observations": 0}, "policy.observations"),
+    ("policy", {"actions": 1}, "policy.actions"),
+    ("policy", {"hidden": (8, 0)}, "policy.hidden[1]"),
+    ("training", {"gamma": 0.0}, "training.gamma"),
+    ("training", {"gamma": INF}, "training.gamma"),
+    ("training", {"entropy_weight": -0.1}, "training.entropy_weight"),
+    ("training", {"local_steps": 0}, "training.local_steps"),
+    ("training", {"local_learning_rate": NAN}, "training.local_learning_rate"),
+    ("training", {"truncation": "continue"}, "training.truncation"),
+    ("federation", {"rounds": 0}, "federation.rounds"),
+    ("federation", {"learning_rate": INF}, "federation.learning_rate"),
+    ("federation", {"learning_rate_decay": 1.1}, "federation.learning_rate_decay"),
+    ("federation", {"beta1": 1.0}, "federation.beta1"),
+    ("federation", {"beta2": NAN}, "federation.beta2"),
+    ("federation", {"tau": 0.0}, "federation.tau"),
+    ("privacy", {"epsilon": 0.0}, "privacy.epsilon"),
+    ("privacy", {"epsilon": NAN}, "privacy.epsilon"),
+    ("privacy", {"epsilon": INF}, "privacy.epsilon"),
+    ("privacy", {"delta": 0.0}, "privacy.delta"),
+    ("privacy", {"delta": 0.5}, "privacy.delta"),
+    ("privacy", {"clip_norm": INF}, "privacy.clip_norm"),
+    ("privacy", {"clip_norm": 0.0}, "privacy.clip_norm"),
+    ("privacy", {"max_colluding": -1}, "privacy.max_colluding"),
+    ("privacy", {"max_colluding": 6}, "privacy.max_colluding must be < fleet.agents = 6"),
+    ("privacy", {"max_colluding": 3}, "threshold - max_colluding must be >= protection.min_honest"),
+    ("privacy", {"max_trajectories_per_unit": 2}, "privacy.max_trajectories_per_unit must be 1"),
+    ("privacy", {"unit": "person"}, "no trainer sums a subject's trajectories"),
+    ("privacy", {"unit": "agent"}, "use federation.strategy = 'fedavg'"),
+    ("training", {"local_steps": 2}, "later local iterates depend on earlier trajectories"),
+    ("training", {"local_steps": 2}, "federation.strategy = 'fedsgd' sends one gradient"),
+    ("privacy", {"mean_return": MeanReturnRelease(low=1.0, high=1.0)}, "low must be < high"),
+    ("privacy", {"mean_return": MeanReturnRelease(low=NAN, high=1.0)}, "must be finite"),
+    ("privacy", {"mean_return": MeanReturnRelease(low=0, high=1, weight=0)}, "mean_return.weight"),
+    ("protection", {"threshold": 3}, "protection.threshold must be >"),
+    ("protection", {"threshold": 7}, "protection.threshold must be >"),
+    ("protection", {"kind": "none", "threshold": 0}, "protection.threshold"),
+    ("protection", {"kind": "none", "threshold": 7}, "protection.threshold"),
+    ("protection", {"min_clients": 7}, "protection.min_clients must be <= fleet.agents"),
+    ("protection", {"min_honest": 0}, "protection.min_honest"),
+    ("encoding", {"ring_bits": 48}, "encoding.ring_bits"),
+    ("encoding", {"resolution": 0}, "encoding.resolution"),
+    ("simulation", {"dropouts_per_round": 7}, "simulation.dropouts_per_round"),
+    ("simulation", {"evaluation_interval": 0}, "simulation.evaluation_interval"),
+    ("simulation", {"evaluation_episodes": 0}, "simulation.evaluation_episodes"),
+]
+
+
+@pytest.mark.parametrize(("section", "changes", "expected"), BROKEN)
+def test_a_broken_rule_names_the_parameter(
+    section: str, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        tiny(**{section: changes})
+    assert any(expected in line for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "expected"),
+    [
+        ("fleet", {"agents": 6.0}, "fleet.agents must be int"),
+        ("fleet", {"agents": "6"}, "fleet.agents must be int"),
+        ("fleet", {"agents": True}, "fleet.agents must be int"),
+        ("privacy", {"epsilon": "1"}, "privacy.epsilon must be float"),
+        ("privacy", {"unit": None}, "privacy.unit must be one of"),
+        ("policy", {"hidden": [8]}, "policy.hidden must be a tuple of integers"),
+        ("policy", {"hidden": (8.0,)}, "policy.hidden must be a tuple of integers"),
+        ("privacy", {"mean_return": 3}, "privacy.mean_return must be MeanReturnRelease"),
+        ("federation", {"server_optimizer": "lion"}, "federation.server_optimizer must be one of"),
+    ],
+)
+def test_a_wrong_type_in_code_is_refused_like_one_in_a_file(
+    section: str, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        tiny(**{section: changes})
+    assert any(expected in line for line in caught.value.problems)
+
+
+def test_numpy_floats_are_numbers() -> None:
+    assert tiny().replace("privacy", epsilon=np.float64(5.0)).digest == tiny().digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"encoding": {"resolution": 2**30}}, "resolution|ring_bits"),
+        ({"encoding": {"resolution": 2**22}, "fleet": {"trajectories": 4096}}, "too narrow"),
+        ({"privacy": {"epsilon": 1e-9}}, "epsilon"),
+        ({"simulation": {"dropouts_per_round": 3}}, "dropouts_per_round must be <= agents"),
+    ],
+)
+def test_check_refuses_what_cannot_be_kept(changes: dict[str, Any], expected: str) -> None:
+    plan = tiny(**changes)
+    with pytest.raises(ConfigurationError, match=expected):
+        plan.check()
+
+
+# --- the digest --------------------------------------------------------------------------------
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "fleet": {
+        "environment": "LunarLander-v3",
+        "agents": 7,
+        "trajectories": 5,
+        "horizon": 61,
+        "level": 0.25,
+    },
+    "policy": {"observations": 5, "actions": 3, "action_kind": "continuous", "hidden": (8, 8)},
+    "training": {
+        "gamma": 0.5,
+        "entropy_weight": 0.1,
+        "local_learning_rate": 0.5,
+    },
+    "federation": {
+        "rounds": 4,
+        "strategy": "fedavg",
+        "server_optimizer": "sgd",
+        "learning_rate": 0.5,
+        "learning_rate_decay": 0.5,
+        "beta1": 0.5,
+        "beta2": 0.5,
+        "tau": 0.5,
+        "bias_correction": False,
+    },
+    "privacy": {
+        "max_colluding": 0,
+        "mechanism": "none",
+        "epsilon": 4.0,
+        "delta": 1e-6,
+        "clip_norm": 2.0,
+        "mean_return": MeanReturnRelease(low=0.0, high=1.0),
+    },
+    "encoding": {"ring_bits": 64, "resolution": 512},
+    "protection": {"kind": "none", "threshold": 5, "min_clients": 4, "min_honest": 2},
+}
+ALL_CHANGES = [
+    (section, key, value) for section, keys in CHANGED.items() for key, value in keys.items()
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), ALL_CHANGES)
+def test_the_digest_covers_every_pinned_value(section: str, key: str, value: object) -> None:
+    assert tiny().replace(section, **{key: value}).digest != tiny().digest
+
+
+def test_the_digest_leaves_out_the_name_and_the_simulation_only() -> None:
+    plan = tiny()
+    other = dataclasses.replace(plan, name="other").replace(
+        "simulation", dropouts_per_round=1, evaluation_interval=7, evaluation_episodes=3
+    )
+    assert other.digest == plan.digest
+    agent = tiny(
+        privacy={"unit": "agent"}, federation={"strategy": "fedavg"}, training={"local_steps": 2}
+    )
+    assert agent.digest not in {
+        agent.replace("training", local_steps=3).digest,
+        agent.replace("privacy", max_trajectories_per_unit=9).digest,
+    }
+
+
+def test_the_list_of_digest_tests_forgets_no_field() -> None:
+    tested = {section: set(keys) for section, keys in CHANGED.items()}
+    tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
+    tested["privacy"] |= {"unit", "max_trajectories_per_unit"}
+    for section in dataclasses.fields(Plan):
+        value = getattr(tiny(), section.name)
+        if section.name not in ("name", "simulation"):
+            assert {f.name for f in dataclasses.fields(value)} == tested[section.name]
+    discounted = tiny().replace("training", gamma=0.5)
+    assert discounted.replace("training", truncation="continue").digest != discounted.digest
+
+
+def test_the_digest_never_changes_between_releases_by_accident() -> None:
+    assert tiny().digest.hex().startswith(DIGEST_OF_TINY)
+
+
+# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/1" with it
+DIGEST_OF_TINY = "FILL"
+
+
+# --- the promise -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["trajectory", "agent"])
+@pytest.mark.parametrize("colluding", [1, 2])
+def test_every_view_keeps_the_target_and_weaker_adversaries_see_less(
+    unit: str, colluding: int
+) -> None:
+    strategy = "fedsgd" if unit == "trajectory" else "fedavg"
+    plan = tiny(
+        fleet={"agents": 7},
+        privacy={"unit": unit, "max_colluding": colluding},
+        federation={"strategy": strategy},
+    )
+    promise = plan.check()
+    views = {view.adversary: view for view in promise.views}
+    figures = [view.epsilon for view in promise.views if view.epsilon is not None]
+    assert len(figures) == len(views)
+    assert 0 < max(figures) <= plan.privacy.epsilon
+    strongest = views[f"coordinator+{colluding}"]
+    assert strongest.epsilon == max(figures)
+    assert strongest.epsilon > 0.99 * plan.privacy.epsilon  # noise is not wasted
+    assert strongest.honest_shares == plan.honest_floor == plan.threshold - colluding
+    ordered = sorted(views.values(), key=lambda view: view.honest_shares)
+    for less, more in zip(ordered, ordered[1:], strict=False):
+        assert (less.epsilon or 0) >= (more.epsilon or 0)
+    for view in views.values():
+        assert (view.epsilon_replace or 0) > (view.epsilon or 0)
+
+
+def test_without_colluders_an_agent_that_knows_its_own_noise_is_shown_above_the_target() -> None:
+    plan = tiny(privacy={"max_colluding": 0})
+    views = {view.adversary: view for view in plan.check().views}
+    assert (views["coordinator+0"].epsilon or 0) <= plan.privacy.epsilon
+    assert views["one agent"].honest_shares == plan.honest_floor - 1
+    assert (views["one agent"].epsilon or 0) > plan.privacy.epsilon
+
+
+def test_an_unprotected_plan_shows_that_the_coordinator_sees_one_share() -> None:
+    promise = tiny(protection={"kind": "none"}).check()
+    views = {view.adversary: view for view in promise.views}
+    assert views["coordinator"].honest_shares == 1
+    assert (views["coordinator"].epsilon or 0) > 5.0 >= (views["public"].epsilon or INF)
+
+
+def test_a_plan_without_noise_promises_nothing() -> None:
+    promise = tiny(privacy={"mechanism": "none"}).check()
+    assert {view.epsilon for view in promise.views} == {None}
+    assert promise.noise_multiplier == 0.0
+    assert "none" in str(promise)
+
+
+def test_the_text_of_a_promise_names_unit_threshold_and_adversaries() -> None:
+    text = str(tiny().check())
+    for expected in ("trajectory", "threshold 4", "honest floor 3", "coordinator+1", "headroom"):
+        assert expected in text
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    return plan.check().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("threshold", lambda plan: (plan.fleet.agents + plan.privacy.max_colluding) // 2 + 1),
+        ("tolerated_dropouts", lambda plan: plan.fleet.agents - plan.threshold),
+        ("releases_per_unit", lambda plan: 1),
+        ("num_parameters", lambda plan: 4 * 8 + 8 + 8 * 2 + 2),
+        ("vector_length", lambda plan: 64),
+        ("episodes_per_agent", lambda plan: 12),
+    ],
+)
+def test_check_states_the_public_figures(key: str, expected: Callable[[Plan], Any]) -> None:
+    assert _fields(tiny())[key] == expected(tiny())
+
+
+def test_the_headroom_is_positive_and_shrinks_by_a_bit_per_doubled_resolution() -> None:
+    first = tiny().check().headroom_bits
+    second = tiny(encoding={"resolution": 2048}).check().headroom_bits
+    assert first > second > 0
+    assert 0.8 < first - second < 1.2
+
+
+def test_checking_a_plan_loads_neither_torch_nor_gymnasium() -> None:
+    code = (
+        "import sys; from privfedrl.plan import Plan; "
+        f"Plan.from_toml({str(EXAMPLES / 'cartpole_fleet.toml')!r}).check(); "
+        "assert not {'torch', 'gymnasium', 'opacus', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
