@@ -13,6 +13,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -211,7 +212,10 @@ class Plan:
     simulation: SimulationPlan = field(default_factory=SimulationPlan)
 
     def __post_init__(self) -> None:
-        problems = [text for rule in RULES for text in rule(self)]
+        # rules compare numbers, so a value of another type must be found first
+        problems = list(_type_problems(self, "")) or [
+            text for rule in RULES for text in rule(self)
+        ]
         if problems:
             raise _all_at_once(f"plan {self.name!r}", problems)
 
@@ -235,7 +239,8 @@ class Plan:
         """Parse TOML text; see :meth:`from_toml`."""
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        # beside TOMLDecodeError: integers of thousands of digits, thousands of nested brackets
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
         problems: list[str] = []
         arguments = _read_section(cls, data, "", problems)
@@ -251,7 +256,7 @@ class Plan:
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical form of everything but ``name`` and ``[simulation]``."""
-        pinned = _plain(self)
+        pinned = _canonical(self)
         del pinned["name"], pinned["simulation"]
         canonical = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(b"pfrl-plan/1\x00" + canonical.encode()).digest()
@@ -309,7 +314,7 @@ def _all_at_once(source: str, problems: list[str]) -> ConfigurationError:
 def _read_section(
     kind: type[Any], data: dict[str, Any], path: str, problems: list[str]
 ) -> dict[str, Any] | None:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     before = len(problems)
     for key in sorted(set(data) - set(fields)):
@@ -339,14 +344,14 @@ def _read_value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
             problems.append(f"{path} must be one of {', '.join(map(repr, options))}, got {value!r}")
         return value
     if origin is tuple:
-        if not isinstance(value, list) or any(type(item) is not int for item in value):
+        if not isinstance(value, list) or not all(_is_integer(item) for item in value):
             problems.append(f"{path} must be a list of integers, got {value!r}")
             return ()
         return tuple(value)
-    if hint is float and type(value) is int:
+    if hint is float and _is_integer(value):
         return float(value)
-    if type(value) is not hint:
-        problems.append(f"{path} must be {hint.__name__}, got {value!r}")
+    if not (_is_integer(value) if hint is int else type(value) is hint):
+        problems.append(f"{path} must be {hint.__name__}, got {_shown(value)}")
     return value
 
 
@@ -360,10 +365,72 @@ def _write_section(value: Any, path: str) -> list[str]:
             tables += ["", f"[{path}{spec.name}]", *_write_section(item, f"{path}{spec.name}.")]
         else:
             plain = list(item) if isinstance(item, tuple) else item
-            text = repr(item) if isinstance(item, float) else json.dumps(plain, ensure_ascii=False)
+            text = repr(float(item)) if isinstance(item, float) else json.dumps(plain, ensure_ascii=False)
             lines.append(f"{spec.name} = {text}")
     return lines + tables
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return dataclasses.asdict(value)
+# --- values of the declared types, for plans built in code -------------------------------------
+
+
+def _type_problems(value: Any, path: str) -> Iterator[str]:
+    """What the file reader would have refused."""
+    for name, hint in _hints(type(value)).items():
+        yield from _type_problem(hint, getattr(value, name), f"{path}{name}")
+
+
+def _type_problem(hint: Any, value: Any, path: str) -> Iterator[str]:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is not None:
+            yield from _type_problem(options[0], value, path)
+    elif dataclasses.is_dataclass(hint):
+        if type(value) is hint:
+            yield from _type_problems(value, f"{path}.")
+        else:
+            yield f"{path} must be {_name(hint)}, got {_shown(value)}"
+    elif origin is Literal:
+        if type(value) is not str or value not in options:
+            yield f"{path} must be one of {', '.join(map(repr, options))}, got {_shown(value)}"
+    elif origin is tuple:
+        if type(value) is not tuple or not all(_is_integer(item) for item in value):
+            yield f"{path} must be a tuple of integers, got {_shown(value)}"
+    elif not _fits(hint, value):
+        yield f"{path} must be {_name(hint)}, got {_shown(value)}"
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is float:
+        return isinstance(value, float) or _is_integer(value)
+    return _is_integer(value) if hint is int else type(value) is hint
+
+
+def _is_integer(value: Any) -> bool:
+    """An int of at most 64 bits: nothing here is larger, and larger ones overflow a float."""
+    return type(value) is int and value.bit_length() < 64
+
+
+def _shown(value: Any) -> str:
+    if type(value) is int and value.bit_length() >= 64:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
+
+
+def _name(hint: Any) -> str:
+    return str(hint.__name__)
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _canonical(value: Any) -> dict[str, Any]:
+    """Fields as JSON values; 1 and 1.0, 0.0 and -0.0 are the same number in a float field."""
+    found: dict[str, Any] = {}
+    for name, hint in _hints(type(value)).items():
+        item = getattr(value, name)
+        if dataclasses.is_dataclass(item):
+            found[name] = _canonical(item)
+        else:
+            found[name] = float(item) + 0.0 if hint is float else item
+    return found

@@ -14,11 +14,20 @@ __all__ = ["RULES"]
 def _number(
     path: str, value: float, *, low: float, high: float, open_low: bool = False
 ) -> list[str]:
-    inside = (low < value if open_low else low <= value) and value <= high
-    if math.isfinite(value) and inside:
+    # false for NaN; the bounds are finite, so infinity is outside
+    if (low < value if open_low else low <= value) and value <= high:
         return []
     left = "(" if open_low else "["
     return [f"{path} must lie in {left}{low:g}, {high:g}], got {value!r}"]
+
+
+def _text_rules(plan: Plan) -> list[str]:
+    texts = {"name": plan.name, "fleet.environment": plan.fleet.environment}
+    return [
+        f"{path} must be printable text of at most 200 characters, got {text[:200]!r}"
+        for path, text in texts.items()
+        if len(text) > 200 or not text.isprintable()
+    ]
 
 
 def _fleet_rules(plan: Plan) -> list[str]:
@@ -152,6 +161,11 @@ def _protection_rules(plan: Plan) -> list[str]:
         *_number("protection.min_honest", protection.min_honest, low=1, high=65_520),
     ]
     if protection.kind == "none":
+        if not 1 <= plan.honest_floor or plan.threshold > n:
+            problems.append(
+                "protection.threshold must be > privacy.max_colluding and <= fleet.agents = "
+                f"{n}, got {plan.threshold} with max_colluding = {c}"
+            )
         return problems
     if c >= n:
         return [*problems, f"privacy.max_colluding must be < fleet.agents = {n}, got {c}"]
@@ -194,6 +208,7 @@ def _simulation_rules(plan: Plan) -> list[str]:
 
 
 RULES = (
+    _text_rules,
     _fleet_rules,
     _policy_rules,
     _training_rules,

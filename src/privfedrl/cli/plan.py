@@ -27,8 +27,10 @@ def check(
         with reported_errors(as_json=False):
             promised = Plan.from_toml(path).check()
     except typer.Exit as stop:
-        if as_json and isinstance(stop.__cause__, ConfigurationError):
-            emit({"ok": False, "problems": list(stop.__cause__.problems)})
+        if as_json:
+            cause = stop.__cause__
+            known = cause.problems if isinstance(cause, ConfigurationError) else (str(cause),)
+            emit({"ok": False, "problems": list(known)})
         raise
     if as_json:
         emit({"ok": True, **promised.to_dict()})

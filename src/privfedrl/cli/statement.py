@@ -24,7 +24,7 @@ def statement(
         path = RunDirectory(directory).statement
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise StorageError(f"{str(path)!r} cannot be read: {error}") from error
         found = Statement.from_json(text)
         rendered = found.render()

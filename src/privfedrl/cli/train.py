@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -20,9 +20,11 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from privfedrl.cli.output import console, emit, reported_errors
-from privfedrl.federation.report import write_report
-from privfedrl.federation.simulate import Progress, Run, Runtime, simulate
+from privfedrl.errors import MissingExtraError
 from privfedrl.plan import Plan
+
+if TYPE_CHECKING:
+    from privfedrl.federation.simulate import Progress, Run
 
 __all__ = ["train"]
 
@@ -43,21 +45,32 @@ def train(
     """Train the fleet of PLAN and leave policy, ledger, statement and report in --out."""
     with reported_errors(as_json=as_json):
         wanted = Plan.from_toml(plan)
-        with _progress(wanted) as show:
-            run = simulate(
-                wanted,
-                out=out,
-                seed=seed,
-                resume=resume,
-                progress=show,
-                runtime=Runtime(workers=workers),
-            )
-        report = write_report(run.path)
+        run, report = _run(wanted, out, seed=seed, resume=resume, workers=workers)
     if as_json:
         emit(msgspec.to_builtins(run.summary))
     else:
         console.print(_table(run))
     console.print(f"report: {report}", markup=False, soft_wrap=True)
+
+
+def _run(
+    plan: Plan, out: Path, *, seed: int | None, resume: bool, workers: int | None
+) -> tuple[Run, Path]:
+    try:  # here, so that checking a plan or a ledger needs no torch
+        from privfedrl.federation.report import write_report
+        from privfedrl.federation.simulate import Runtime, simulate
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "a dependency", extra="rl") from error
+    with _progress(plan) as show:
+        run = simulate(
+            plan,
+            out=out,
+            seed=seed,
+            resume=resume,
+            progress=show,
+            runtime=Runtime(workers=workers),
+        )
+    return run, write_report(run.path)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.errors import ConfigurationError, EnvironmentFault, LocalProtocolError, ProtocolError
+from privfedrl.errors import (
+    ConfigurationError,
+    EnvironmentFault,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 from privfedrl.federation.broadcast import model_digest, unpack_broadcast
 from privfedrl.federation.contribution import Contribution, contribute, local_trainer
 from privfedrl.federation.setup import round_setup
@@ -104,6 +109,7 @@ class Agent:
         Raises:
             LocalProtocolError: a round is in progress.
             ProtocolError: the broadcast is not the coordinator's, or about another plan or policy.
+            PrivacyError: the experience handed out a batch that was used before; nothing is sent.
         """
         if not self.finished:
             raise LocalProtocolError("start: a round is in progress; finish or drop it first")
@@ -156,7 +162,11 @@ class Agent:
             plan_digest=self._plan.digest,
         )
         if config.model_digest != model_digest(parameters):
-            raise ProtocolError("the parameters are not the ones in the signed configuration")
+            raise RemoteProtocolError("the parameters are not the ones in the signed configuration")
+        try:
+            self._setup.policy.checked(parameters)
+        except ConfigurationError as error:
+            raise RemoteProtocolError(f"the parameters are no policy: {error}") from error
         return config
 
     def _contribution(self, config: RoundConfig, parameters: NDArray[np.float64]) -> Contribution:

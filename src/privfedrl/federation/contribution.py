@@ -6,13 +6,14 @@ the same noise share; each unit's integer row is within the declared sensitivity
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.errors import EnvironmentFault
+from privfedrl.errors import EnvironmentFault, PrivacyError
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.primitives.random import Entropy
 from privfedrl.privacy import Unit
@@ -98,27 +99,9 @@ def _update(
     parameters: NDArray[np.float64],
     experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
 ) -> tuple[LocalUpdate, EnvironmentFault | None]:
-    steps = iter(range(setup.plan.training.local_steps))
-
-    def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
-        step = next(steps)
-        try:
-            batch = experience(theta, step)
-        except EnvironmentFault:
-            raise
-        except Exception as error:  # an escaping error would show that data caused it
-            raise EnvironmentFault(f"collecting experience failed: {error!r}") from error
-        if batch.num_trajectories != setup.plan.fleet.trajectories:
-            raise EnvironmentFault(
-                f"a batch must hold {setup.plan.fleet.trajectories} trajectories, "
-                f"got {batch.num_trajectories}"
-            )
-        return batch
-
     try:
-        if setup.plan.unit is Unit.AGENT:
-            return trainer.local_steps(parameters, collect), None
-        return trainer.local_update(parameters, collect(parameters)), None
+        with _faults():
+            update = _trained(setup, trainer, parameters, experience)
     except EnvironmentFault as fault:
         zeros = LocalUpdate.zeros(
             num_units=setup.plan.units_per_agent,
@@ -127,3 +110,52 @@ def _update(
             unit=setup.plan.unit,
         )
         return zeros, fault
+    return update, None
+
+
+def _trained(
+    setup: RoundSetup,
+    trainer: LocalTrainer,
+    parameters: NDArray[np.float64],
+    experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
+) -> LocalUpdate:
+    steps = iter(range(setup.plan.training.local_steps))
+
+    def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
+        batch = experience(theta, next(steps))
+        _check_batch(setup, batch)
+        return batch
+
+    if setup.plan.unit is Unit.AGENT:
+        return trainer.local_steps(parameters, collect)
+    return trainer.local_update(parameters, collect(parameters))
+
+
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Any error that data could cause becomes a fault: escaping, it would show that it was caused.
+
+    A PrivacyError is about the caller (the same batch twice), not about what is in the batch.
+    """
+    try:
+        yield
+    except (EnvironmentFault, PrivacyError):
+        raise
+    except Exception as error:
+        raise EnvironmentFault(f"the experience cannot be used: {error!r}") from error
+
+
+def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:
+    """Refuse a batch that is not the plan's: in another shape it could not be clipped per unit."""
+    plan = setup.plan
+    if not isinstance(batch, TrajectoryBatch):
+        raise EnvironmentFault(f"a batch must be a TrajectoryBatch, got {type(batch).__name__}")
+    if batch.num_trajectories != plan.fleet.trajectories:
+        raise EnvironmentFault(
+            f"a batch must hold {plan.fleet.trajectories} trajectories, "
+            f"got {batch.num_trajectories}"
+        )
+    if batch.mask.shape[1] > plan.fleet.horizon:
+        raise EnvironmentFault(
+            f"a trajectory must end after {plan.fleet.horizon} steps, got {batch.mask.shape[1]}"
+        )

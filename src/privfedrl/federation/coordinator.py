@@ -241,14 +241,22 @@ class _Opening:
     seed: bytes
 
 
+def next_attempt(setup: RoundSetup, ledger: Ledger, state: FederationState) -> int:
+    """How often the state's round has been reserved so far."""
+    return len(ledger.reservations(plan_digest=setup.plan.digest, prefix=_prefix(state)))
+
+
+def _prefix(state: FederationState) -> str:
+    return f"{state.task_id.hex()}/{state.round}/"
+
+
 def reserve_round(
     setup: RoundSetup, ledger: Ledger, state: FederationState, entropy: Entropy
 ) -> _Opening:
     """Charge the costliest outcome of the next attempt, durably, before anybody is asked."""
     plan = setup.plan
-    prefix = f"{state.task_id.hex()}/{state.round}/"
-    attempt = len(ledger.reservations(plan_digest=plan.digest, prefix=prefix))
-    release_id = f"{prefix}{attempt}"
+    attempt = next_attempt(setup, ledger, state)
+    release_id = f"{_prefix(state)}{attempt}"
     reservation = ledger.reserve(
         Charge(
             plan_digest=plan.digest,

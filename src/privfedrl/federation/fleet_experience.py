@@ -45,12 +45,15 @@ class FleetExperience:
         self._workers = workers
         self._ready: dict[int, TrajectoryBatch | EnvironmentFault] = {}
         self.collected: dict[int, TrajectoryBatch | EnvironmentFault] = {}
-        """Oracle, simulation only: what each agent collected first in the last round."""
+        """Oracle, simulation only: what each agent collected first in the last attempt."""
+        self.steps = 0
+        """Oracle, simulation only: environment steps of all agents in the last attempt."""
 
     def prepare(
         self, parameters: NDArray[np.float64], round_index: int, attempt: int, agents: Sequence[int]
     ) -> None:
         """Collect the first batch of every agent that takes part."""
+        self.steps = 0
         batches = self._collect(parameters, agents, round_index, attempt, 0)
         self.collected = dict(zip(agents, batches, strict=True))
         self._ready = dict(self.collected)
@@ -78,7 +81,7 @@ class FleetExperience:
         if not agents:
             return []
         fleet = self._setup.plan.fleet
-        return collect_fleet(
+        found = collect_fleet(
             self._setup.policy,
             parameters,
             [self._specs[agent] for agent in agents],
@@ -90,3 +93,7 @@ class FleetExperience:
             ],
             workers=self._workers,
         )
+        self.steps += sum(
+            int(batch.lengths.sum()) for batch in found if isinstance(batch, TrajectoryBatch)
+        )
+        return found

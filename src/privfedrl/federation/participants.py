@@ -7,9 +7,10 @@ it would on its own machine; a resumed run finds the same ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from privfedrl.errors import LedgerIntegrity
 from privfedrl.federation.run_directory import RunDirectory
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy
@@ -63,6 +64,26 @@ class Participants:
                 ledgers=ledgers,
                 journals=journals,
             )
+
+
+    def heads(self) -> dict[str, str]:
+        """The newest ledger entry of everybody: anchors for :meth:`verify`."""
+        return {name: ledger.head for name, ledger in self._all_ledgers().items()}
+
+    def verify(self, anchors: Mapping[str, str]) -> None:
+        """Refuse ledgers that were cut, replaced or rolled back since ``anchors`` were taken.
+
+        Raises:
+            LedgerIntegrity: one of them does not hold its anchor.
+        """
+        ledgers = self._all_ledgers()
+        for name, anchor in anchors.items():
+            if name not in ledgers:
+                raise LedgerIntegrity(f"the ledger of {name!r} is gone")
+            ledgers[name].verify(anchor=anchor)
+
+    def _all_ledgers(self) -> dict[str, Ledger]:
+        return {**self.ledgers, COORDINATOR: self.ledger}
 
 
 def _identity(directory: RunDirectory, name: str, entropy: Entropy) -> Identity:

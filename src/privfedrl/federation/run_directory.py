@@ -57,6 +57,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     second: bytes
     transcript: bytes
     sums: dict[str, float]
+    anchors: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,15 @@ class RunDirectory:
         write_atomically(self.path / "plan.toml", plan.to_toml().encode())
         write_atomically(self.path / "run.json", msgspec.json.encode(header))
 
-    def save(self, state: FederationState, sums: Mapping[str, float]) -> None:
-        """Commit a completed round: one file, one rename."""
+    def save(
+        self, state: FederationState, sums: Mapping[str, float], *, anchors: Mapping[str, str]
+    ) -> None:
+        """Commit a completed round: one file, one rename.
+
+        Args:
+            sums: running totals of the run.
+            anchors: ledger heads by owner, so that a ledger that was rolled back is found out.
+        """
         body = msgspec.msgpack.encode(
             _Checkpoint(
                 task_id=state.task_id,
@@ -154,6 +162,7 @@ class RunDirectory:
                 second=_pack(state.optimizer.second),
                 transcript=state.transcript,
                 sums=dict(sums),
+                anchors=dict(anchors),
             )
         )
         write_atomically(self.path / "checkpoint.bin", hashlib.sha256(body).digest() + body)
@@ -164,14 +173,9 @@ class RunDirectory:
         Raises:
             StorageError: the checkpoint is damaged.
         """
-        path = self.path / "checkpoint.bin"
-        if not path.exists():
+        saved = self._checkpoint()
+        if saved is None:
             return None
-        data = _read(path)
-        digest, body = data[:32], data[32:]
-        if hashlib.sha256(body).digest() != digest:
-            raise StorageError(f"checkpoint {str(path)!r} is damaged: its digest does not match")
-        saved = msgspec.msgpack.decode(body, type=_Checkpoint)
         state = FederationState(
             task_id=saved.task_id,
             round=saved.round,
@@ -183,21 +187,49 @@ class RunDirectory:
         )
         return state, saved.sums
 
+    def anchors(self) -> dict[str, str]:
+        """Ledger heads at the last completed round; empty before the first. Raises as restore."""
+        saved = self._checkpoint()
+        return {} if saved is None else saved.anchors
+
+    def _checkpoint(self) -> _Checkpoint | None:
+        path = self.path / "checkpoint.bin"
+        if not path.exists():
+            return None
+        data = _read(path)
+        digest, body = data[:32], data[32:]
+        if hashlib.sha256(body).digest() != digest:
+            raise StorageError(f"checkpoint {str(path)!r} is damaged: its digest does not match")
+        try:
+            return msgspec.msgpack.decode(body, type=_Checkpoint)
+        except msgspec.MsgspecError as error:
+            raise StorageError(f"checkpoint {str(path)!r} is not one of this version") from error
+
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to a .jsonl file."""
         try:
             with open(self.path / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # the checkpoint that counts this row must not outlive it
         except OSError as error:
             raise StorageError(f"{name} cannot be written: {error}") from error
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a .jsonl file; a line that a crash cut short is left out."""
+        """The whole lines of a .jsonl file; a line that a crash cut short is left out.
+
+        Raises:
+            StorageError: unreadable or damaged.
+        """
         path = self.path / name
         if not path.exists():
             return []
         lines = _read(path).decode("utf-8", errors="replace").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        try:
+            rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise StorageError(f"{str(path)!r} is damaged: {error}") from error
+        return rows
 
     def cut(self, rounds: int) -> None:
         """Drop what a crash left behind after the last checkpoint."""

@@ -29,6 +29,7 @@ from privfedrl.federation.coordinator import (
     RoundResult,
     advance,
     initial_federation_state,
+    next_attempt,
     reserve_round,
     settle_round,
 )
@@ -47,6 +48,7 @@ from privfedrl.federation.run_directory import (
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.simulated_round import (
     DROPOUT_STAGES,
+    ReplayedEntropy,
     StageClock,
     Traffic,
     dropout_schedule,
@@ -254,6 +256,7 @@ class _Simulation:
         self.experience = FleetExperience(self.setup, specs, seed=header.seed, workers=workers)
         self.nominal = nominal(fleet.environment)
         saved = directory.restore()
+        participants.verify(directory.anchors())
         if saved is None:
             rng = generator(header.seed, "initial policy")
             self.state = initial_federation_state(
@@ -265,6 +268,7 @@ class _Simulation:
             self.state, self.sums = saved
         directory.cut(self.state.round)
         self.run_one = self._protected if plan.protection.kind == "pairwise" else self._clear
+        self.replays: dict[str, ReplayedEntropy] = {}
         self.agents = self._agents() if plan.protection.kind == "pairwise" else {}
         self.trainers = {name: local_trainer(self.setup) for name in participants.agents}
 
@@ -309,7 +313,7 @@ class _Simulation:
                 ledger=self.participants.ledgers[name],
                 journal=self.participants.journals[name],
                 experience=self._experience_of(index),
-                entropy=self._entropy_of(name),
+                entropy=self._agent_entropy(name),
             )
             for index, name in enumerate(self.participants.agents)
         }
@@ -322,9 +326,18 @@ class _Simulation:
         )
 
     def _entropy_of(self, name: str) -> Entropy:
+        """In a test: a stream for this participant, round and attempt; else the system's."""
         if isinstance(self.entropy, DeterministicEntropy):
-            return self.entropy.fork(f"{name}/{self.state.round}".encode())
+            attempt = next_attempt(self.setup, self.participants.ledger, self.state)
+            return self.entropy.fork(f"{name}/{self.state.round}/{attempt}".encode())
         return self.entropy
+
+    def _agent_entropy(self, name: str) -> Entropy:
+        """The same for an agent object, which outlives the round."""
+        if not isinstance(self.entropy, DeterministicEntropy):
+            return self.entropy
+        source = self.replays[name] = ReplayedEntropy()
+        return source
 
     def _attempts(self, clock: StageClock) -> Attempted:
         """Try the next round until it has a result; each try uses fresh trajectories."""
@@ -348,6 +361,8 @@ class _Simulation:
             state=self.state,
             entropy=self._entropy_of("coordinator"),
         )
+        for name, source in self.replays.items():
+            source.stream = self._entropy_of(name)
         with clock.stage("secure aggregation"):
             invitations = coordinator.open_round()
         attempt = coordinator.attempt
@@ -356,11 +371,14 @@ class _Simulation:
         traffic = run_round(coordinator, self.agents, invitations, dropouts, clock)
         with clock.stage("secure aggregation"):
             result = coordinator.result()
-        self._refuse_if_all_failed([agent.fault for agent in self.agents.values()])
+        self._refuse_if_all_failed(
+            [agent.fault for name, agent in self.agents.items() if dropouts.get(name) != 0]
+        )
         return coordinator.state, result, traffic
 
     def _clear(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
         """The control without protection: the same vectors, summed in the clear in this process."""
+        streams = {name: self._entropy_of(name) for name in self.participants.agents}
         with clock.stage("secure aggregation"):
             ledger, entropy = self.participants.ledger, self._entropy_of("coordinator")
             opening = reserve_round(self.setup, ledger, self.state, entropy)
@@ -378,7 +396,7 @@ class _Simulation:
                     self.state.parameters,
                     experience=self._clear_experience(index, opening.attempt),
                     rotation_seed=opening.seed,
-                    entropy=self._entropy_of(name),
+                    entropy=streams[name],
                 )
                 vectors[name] = contribution.vector
                 faults.append(contribution.fault)
@@ -458,7 +476,7 @@ class _Simulation:
             if isinstance(batch, TrajectoryBatch)
         }
         returns = {self.participants.agents[k]: float(b.returns.mean()) for k, b in batches.items()}
-        steps = sum(int(batch.lengths.sum()) for batch in batches.values())
+        steps = self.experience.steps
         spent = self.participants.ledger.spent().epsilon
         released = released_row(self.plan, result, attempted.traffic, attempted.failures, spent)
         mean_return = float(np.mean(list(returns.values()))) if returns else math.nan
@@ -480,7 +498,7 @@ class _Simulation:
             self.directory.save_transcript(result.round, result.transcript)
         self.sums["wall_s"] += clock.total()
         self.sums["env_steps"] += steps
-        self.directory.save(state, self.sums)
+        self.directory.save(state, self.sums, anchors=self.participants.heads())
         self.state = state
         return Progress(
             round=state.round,

@@ -16,12 +16,29 @@ from privfedrl.errors import ProtocolError
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.coordinator import Coordinator
 from privfedrl.federation.fleet_experience import generator
+from privfedrl.primitives.random import DeterministicEntropy, Entropy
 from privfedrl.secagg import Outgoing
 
-__all__ = ["DROPOUT_STAGES", "StageClock", "Traffic", "dropout_schedule", "run_round"]
+__all__ = ["DROPOUT_STAGES", "ReplayedEntropy", "StageClock", "Traffic", "dropout_schedule", "run_round"]
 
 # a client's five messages; an agent that drops at stage i never sends message i or any later one
 DROPOUT_STAGES = ("advertise", "shares", "masked", "consistency", "unmask")
+
+
+class ReplayedEntropy:
+    """Entropy of an agent in a test: a stream of its own for every attempt. Never for real noise.
+
+    Without this, a resumed run or one without protection would draw other bytes than the run that
+    it is compared with.
+    """
+
+    is_deterministic = True
+
+    def __init__(self) -> None:
+        self.stream: Entropy = DeterministicEntropy(b"")
+
+    def __call__(self, n: int) -> bytes:
+        return self.stream(n)
 
 
 @dataclass(slots=True)
@@ -101,11 +118,13 @@ def run_round(
                 traffic.up[name] = traffic.up.get(name, 0) + len(answer.data)
                 inbox.append(answer.data)
 
-    deliver(invitations, opening=True)
-    while not coordinator.finished:
-        with clock.stage("secure aggregation"):
-            step = coordinator.receive(inbox.popleft()) if inbox else coordinator.close_phase()
-        deliver(step)
-    for name in gone:
-        agents[name].abandon()
+    try:
+        deliver(invitations, opening=True)
+        while not coordinator.finished:
+            with clock.stage("secure aggregation"):
+                step = coordinator.receive(inbox.popleft()) if inbox else coordinator.close_phase()
+            deliver(step)
+    finally:
+        for agent in agents.values():
+            agent.abandon()  # whoever still waits would refuse the next attempt
     return traffic

@@ -103,10 +103,14 @@ def hooks(
     if not steps.weights.numel():
         return steps.weights.new_zeros((len(steps.weights), network.num_parameters))
     sampled = _grad_sample_module(network)
+    observations = steps.observations.detach().requires_grad_()
+    # asking for these gradients alone fires every hook, and spares the summed parameter gradients
+    # that an ordinary backward pass would compute beside the samples
+    asked = [observations, *(m.value for m in sampled.modules() if isinstance(m, LogStd))]
     with warnings.catch_warnings():
-        # torch notes that observations need no gradient; nothing here asks for one
+        # torch notes that the log standard deviation has no input with a gradient: rightly
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        objective(sampled(steps.observations), steps).backward()
+        objective(sampled(observations), steps).backward(inputs=asked)
     # opacus hangs the samples on the parameters, under a name that torch's types do not know
     samples = [getattr(p, "grad_sample") for p in sampled.parameters()]  # noqa: B009
     return torch.cat([sample.flatten(1) for sample in samples], dim=1).detach()

@@ -1,0 +1,157 @@
+"""Who may import whom, read from the syntax tree: every import counts, also inside functions.
+
+The table is that of docs/adr/0009-federation-is-the-top-of-the-tree.md.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "privfedrl"
+ROOT = "privfedrl"
+
+# package -> packages of this library that it may import; itself is always allowed
+ALLOWED = {
+    "errors": set(),
+    # protection: numpy, scipy, cryptography, msgspec; knows nothing of learning
+    "primitives": {"errors"},
+    "privacy": {"errors"},
+    "encoding": {"errors", "privacy"},
+    "secagg": {"errors", "primitives"},
+    # learning: knows nothing of protection but the unit of privacy
+    "envs": {"errors"},
+    "rollout": {"errors", "envs"},
+    "training": {"errors", "rollout", "privacy.units"},
+    # a plan names the parameters of all of them
+    "plan": {"errors", "privacy.units", "plan_rules"},
+    "plan_rules": {"plan"},
+    # where the two sides meet
+    "federation": {
+        "errors",
+        "primitives.random",
+        "privacy",
+        "encoding",
+        "secagg",
+        "envs",
+        "rollout",
+        "training",
+        "plan",
+    },
+    "cli": {"errors", "privacy", "plan", "federation"},
+    "testing": {"errors", "secagg", "privacy", "plan", "federation"},
+    # the root re-exports lazily
+    "__init__": {
+        "errors",
+        "envs",
+        "federation",
+        "plan",
+        "privacy",
+        "rollout",
+        "secagg",
+        "training",
+    },
+}
+# the promise of a plan needs every lower layer; the import happens when check() is called
+EXCEPTIONS = {("plan.py", "federation.promise")}
+THIRD_PARTY = {
+    "primitives": {"numpy", "cryptography"},
+    "encoding": {"numpy", "scipy"},
+    "privacy": {"numpy", "scipy", "msgspec", "cryptography"},
+    "secagg": {"numpy", "msgspec"},
+    "plan": set(),
+    "plan_rules": set(),
+    "errors": set(),
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def _package(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything that ``path`` imports, ``from m import n`` as m.n and m."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == ROOT:
+                yield from (f"{ROOT}.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def _own(path: Path) -> set[str]:
+    return {name.removeprefix(f"{ROOT}.") for name in _imports(path) if name.startswith(f"{ROOT}.")}
+
+
+def _is_allowed(name: str, package: str) -> bool:
+    options = ALLOWED[package] | {package}
+    return any(name == option or name.startswith(f"{option}.") for option in options)
+
+
+def test_every_package_has_a_row_in_the_table() -> None:
+    assert {_package(path) for path in FILES} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_run_one_way(path: Path) -> None:
+    relative, package = str(path.relative_to(SOURCE)), _package(path)
+    wrong = {
+        name
+        for name in _own(path)
+        if not _is_allowed(name, package) and (relative, name) not in EXCEPTIONS
+    }
+    assert not wrong, f"{relative} must not import {sorted(wrong)}"
+
+
+def test_the_learning_and_the_protection_side_never_meet_below_federation() -> None:
+    learning, protection = {"envs", "rollout", "training"}, {"primitives", "encoding", "secagg"}
+    for path in FILES:
+        tops = {name.split(".")[0] for name in _own(path)}
+        if _package(path) in learning:
+            assert not tops & (protection | {"federation", "plan"}), path
+        if _package(path) in protection | {"privacy"}:
+            assert not tops & (learning | {"federation", "plan"}), path
+
+
+def test_plan_reaches_up_once_and_only_when_it_is_called() -> None:
+    tree = ast.parse((SOURCE / "plan.py").read_text(encoding="utf-8"))
+    runtime = [
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(ROOT)
+    ]
+    assert [str(node.module) for node in runtime] == ["privfedrl.federation.promise"]
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for path in FILES:
+        if _package(path) != "cli":
+            assert not {name for name in _own(path) if name.split(".")[0] == "cli"}, path
+
+
+@pytest.mark.parametrize("package", sorted(THIRD_PARTY))
+def test_protection_needs_only_the_named_libraries(package: str) -> None:
+    import sys
+
+    known = set(sys.stdlib_module_names) | {ROOT} | THIRD_PARTY[package]
+    for path in FILES:
+        if _package(path) == package:
+            found = {name.split(".")[0] for name in _imports(path)}
+            assert found <= known, f"{path}: {sorted(found - known)}"
+
+
+def test_primitives_are_never_exported_further() -> None:
+    """Hazardous building blocks are reached by their own module path, not through a package."""
+    for path in FILES:
+        if path.name == "__init__.py":
+            assert not {n for n in _own(path) if n.split(".")[0] == "primitives"}, path
