@@ -1,4 +1,4 @@
-"""How many episodes does the private fleet need? Seeds 1 to 5 of examples/plans/cartpole_fleet.toml.
+"""How many episodes does the private fleet need? Seeds 1 to 5 of the CartPole fleet plan.
 
 Question: does trajectory-level epsilon = 1 under secure aggregation still learn faster than a
 published federated policy gradient without privacy, which needs about 1,000 episodes per agent to

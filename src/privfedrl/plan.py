@@ -283,6 +283,11 @@ class Plan:
         return self.fleet.trajectories if self.unit is Unit.TRAJECTORY else 1
 
     @property
+    def releases_per_unit(self) -> int:
+        """Releases of a run that one unit takes part in: fresh trajectories are in one only."""
+        return 1 if self.unit is Unit.TRAJECTORY else self.federation.rounds
+
+    @property
     def public_denominator(self) -> int:
         """Divisor of the sum when every registered agent survives; never data-dependent."""
         return self.fleet.agents * self.units_per_agent

@@ -43,9 +43,25 @@ def test_the_shares_of_the_honest_floor_keep_the_promise_for_the_whole_run(
     events = [(str(index), setup.worst_event) for index in range(plan.federation.rounds)]
     spent = compose(plan.unit, events, setup.accounted_delta)
     assert 0.98 * plan.privacy.epsilon < spent.epsilon <= plan.privacy.epsilon
-    assert 0 < plan.privacy.delta - setup.accounted_delta < 1e-9
+    assert 0 <= plan.privacy.delta - setup.accounted_delta < 1e-9
     fewer = [(str(i), setup.event(plan.honest_floor - 1)) for i in range(3)]
     assert compose(plan.unit, fewer, setup.accounted_delta).epsilon > plan.privacy.epsilon
+
+
+@pytest.mark.parametrize("epsilon", [45.0, 50.0, 51.0, 52.0, 53.0, 54.0, 56.0, 60.0])
+def test_where_the_samplers_own_delta_matters_a_plan_is_kept_or_refused(
+    make_plan: Callable[..., Plan], epsilon: float
+) -> None:
+    plan = make_plan(privacy={"epsilon": epsilon})
+    try:
+        plan.check()
+    except ConfigurationError as error:
+        assert "epsilon" in str(error)
+        return
+    setup = round_setup(plan)
+    assert setup.accounted_delta < plan.privacy.delta
+    events = [("g", setup.worst_event)]
+    assert compose(plan.unit, events, setup.accounted_delta).epsilon <= epsilon
 
 
 def test_replacing_a_unit_costs_more_than_adding_one(make_plan: Callable[..., Plan]) -> None:

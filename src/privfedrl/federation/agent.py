@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from privfedrl.envs import EnvSpec, VectorEnv
 from privfedrl.errors import (
     ConfigurationError,
     EnvironmentFault,
@@ -21,7 +22,8 @@ from privfedrl.errors import (
 )
 from privfedrl.federation.broadcast import model_digest, unpack_broadcast
 from privfedrl.federation.contribution import Contribution, contribute, local_trainer
-from privfedrl.federation.setup import round_setup
+from privfedrl.federation.local_experience import LocalExperience
+from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy, system_entropy
 from privfedrl.privacy import Charge, Ledger
@@ -54,7 +56,8 @@ class Agent:
         identity: long-term signing key; its name must be in ``registry``.
         registry: who else takes part, distributed out of band.
         ledger: the agent's own; charged before anything leaves.
-        experience: collects one fresh batch; see :data:`Experience`.
+        environment: the agent's own, see :class:`LocalExperience`; or else
+        experience: collects one fresh batch; see :data:`Experience`. Exactly one of the two.
         journal: durable record of single-use steps. It must outlive the process.
         entropy: source of keys, masks and noise; the system's unless a test says otherwise.
     """
@@ -66,8 +69,9 @@ class Agent:
         identity: Identity,
         registry: Registry,
         ledger: Ledger,
-        experience: Experience,
         journal: Journal,
+        environment: EnvSpec | VectorEnv | None = None,
+        experience: Experience | None = None,
         entropy: Entropy = system_entropy,
     ) -> None:
         if plan.protection.kind == "none":
@@ -81,7 +85,7 @@ class Agent:
         self._identity = identity
         self._registry = registry
         self._ledger = ledger
-        self._experience = experience
+        self._experience = _experience(self._setup, environment, experience)
         self._journal = journal
         self._entropy = entropy
         self._client: SecAggClient | None = None
@@ -204,3 +208,13 @@ class Agent:
         honest = len(client.survivors) - self._plan.privacy.max_colluding
         self._ledger.settle(self._reservation, self._setup.event(honest))
         self._reservation = None
+
+
+def _experience(
+    setup: RoundSetup, environment: EnvSpec | VectorEnv | None, experience: Experience | None
+) -> Experience:
+    if experience is not None and environment is None:
+        return experience
+    if environment is not None and experience is None:
+        return LocalExperience(setup, environment)
+    raise ConfigurationError("an agent needs exactly one of environment and experience")

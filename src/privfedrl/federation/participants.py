@@ -65,7 +65,6 @@ class Participants:
                 journals=journals,
             )
 
-
     def heads(self) -> dict[str, str]:
         """The newest ledger entry of everybody: anchors for :meth:`verify`."""
         return {name: ledger.head for name, ledger in self._all_ledgers().items()}

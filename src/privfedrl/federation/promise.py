@@ -13,7 +13,7 @@ from typing import Any
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
-from privfedrl.privacy import Adjacency, DpEvent, Unit, compose
+from privfedrl.privacy import Adjacency, DpEvent, compose
 
 __all__ = ["Promise", "View", "promise"]
 
@@ -101,6 +101,7 @@ def promise(plan: Plan) -> Promise:
     """
     setup = round_setup(plan)
     _check_schedule(plan)
+    _check_budget(setup)
     largest = setup.codec.headroom
     size = (
         setup.codec.padded * plan.encoding.ring_bits // 8
@@ -114,7 +115,7 @@ def promise(plan: Plan) -> Promise:
         mechanism=plan.privacy.mechanism,
         protection=plan.protection.kind,
         delta=plan.privacy.delta,
-        releases_per_unit=_releases(plan),
+        releases_per_unit=plan.releases_per_unit,
         views=tuple(_view(setup, name, shares) for name, shares in _adversaries(plan)),
         noise_multiplier=setup.noise_multiplier,
         threshold=plan.threshold,
@@ -128,10 +129,6 @@ def promise(plan: Plan) -> Promise:
         * plan.fleet.trajectories
         * plan.training.local_steps,
     )
-
-
-def _releases(plan: Plan) -> int:
-    return 1 if plan.unit is Unit.TRAJECTORY else plan.federation.rounds
 
 
 def _adversaries(plan: Plan) -> list[tuple[str, int]]:
@@ -162,7 +159,7 @@ def _view(setup: RoundSetup, adversary: str, shares: int) -> View:
 
 def _epsilon(setup: RoundSetup, event: DpEvent, adjacency: Adjacency) -> float:
     plan = setup.plan
-    releases = [(index, event) for index in range(_releases(plan))]
+    releases = [(index, event) for index in range(plan.releases_per_unit)]
     return compose(plan.unit, releases, setup.accounted_delta, adjacency=adjacency).epsilon
 
 
@@ -172,6 +169,18 @@ def _check_schedule(plan: Plan) -> None:
         raise ConfigurationError(
             f"simulation.dropouts_per_round must be <= agents - threshold = {spare}, got {drop}: "
             "every round would abort"
+        )
+
+
+def _check_budget(setup: RoundSetup) -> None:
+    """A ledger would refuse the last round: only for an epsilon so large that e^epsilon matters."""
+    if setup.mechanism is None:
+        return
+    worst = _epsilon(setup, setup.worst_event, Adjacency.ADD_REMOVE)
+    if not worst <= setup.budget:
+        raise ConfigurationError(
+            f"privacy.epsilon = {setup.budget:g} cannot be kept: with the noise sampler's share of "
+            f"delta, a run costs {worst:.6g}; ask for a smaller epsilon"
         )
 
 

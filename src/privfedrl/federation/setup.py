@@ -17,7 +17,6 @@ from privfedrl.privacy import (
     DpEvent,
     IntegerSensitivity,
     UnboundedEvent,
-    Unit,
     calibrate_skellam,
 )
 from privfedrl.rollout import MlpPolicy
@@ -74,7 +73,8 @@ class RoundSetup:
         if self.mechanism is None:
             return self.plan.privacy.delta
         charged = self.mechanism.sampler_delta(
-            epsilon=self.plan.privacy.epsilon, shares=self.plan.fleet.agents
+            epsilon=self.plan.privacy.epsilon,
+            shares=self.plan.fleet.agents * self.plan.releases_per_unit,
         )
         return self.plan.privacy.delta - charged
 
@@ -152,7 +152,7 @@ def _mechanism(plan: Plan, bound: IntegerSensitivity, padded: int) -> Distribute
         epsilon=plan.privacy.epsilon,
         delta=plan.privacy.delta,
         num_coordinates=padded,
-        participations=1 if plan.unit is Unit.TRAJECTORY else plan.federation.rounds,
+        participations=plan.releases_per_unit,
     )
 
 

@@ -19,7 +19,14 @@ from privfedrl.federation.fleet_experience import generator
 from privfedrl.primitives.random import DeterministicEntropy, Entropy
 from privfedrl.secagg import Outgoing
 
-__all__ = ["DROPOUT_STAGES", "ReplayedEntropy", "StageClock", "Traffic", "dropout_schedule", "run_round"]
+__all__ = [
+    "DROPOUT_STAGES",
+    "ReplayedEntropy",
+    "StageClock",
+    "Traffic",
+    "dropout_schedule",
+    "run_round",
+]
 
 # a client's five messages; an agent that drops at stage i never sends message i or any later one
 DROPOUT_STAGES = ("advertise", "shares", "masked", "consistency", "unmask")

@@ -1,0 +1,65 @@
+"""An agent's own environment as a source of experience.
+
+Guarantee: every call resets the environments and returns whole, fresh trajectories, as many as the
+plan says; nothing is carried over from one call to the next.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfedrl.envs import EnvSpec, VectorEnv, make_vector_env
+from privfedrl.errors import ConfigurationError
+from privfedrl.federation.setup import RoundSetup
+from privfedrl.rollout import TrajectoryBatch, collect
+
+__all__ = ["LocalExperience"]
+
+
+class LocalExperience:
+    """Calls of the form (parameters, round, attempt, local step) -> TrajectoryBatch.
+
+    Args:
+        setup: of the plan; gives policy, horizon and number of trajectories.
+        environment: a specification, or an own object with the ``VectorEnv`` protocol whose
+            ``num_envs`` is the plan's number of trajectories.
+        rng: of the environment and the actions; seeded by the system unless given. Noise and keys
+            never come from it.
+    Raises:
+        ConfigurationError: the environment does not fit the plan.
+    """
+
+    def __init__(
+        self,
+        setup: RoundSetup,
+        environment: EnvSpec | VectorEnv,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        fleet = setup.plan.fleet
+        if not isinstance(environment, EnvSpec) and environment.num_envs != fleet.trajectories:
+            raise ConfigurationError(
+                f"environment.num_envs must be the plan's {fleet.trajectories} trajectories, "
+                f"got {environment.num_envs}"
+            )
+        self._setup = setup
+        self._environment = environment
+        self._rng = np.random.default_rng() if rng is None else rng
+
+    def __call__(
+        self, parameters: NDArray[np.float64], round_index: int, attempt: int, step: int
+    ) -> TrajectoryBatch:
+        """Fresh trajectories under ``parameters``; the other arguments change nothing here."""
+        fleet = self._setup.plan.fleet
+        if not isinstance(self._environment, EnvSpec):
+            return self._collect(self._environment, parameters)
+        env = make_vector_env(self._environment, fleet.trajectories)
+        try:
+            return self._collect(env, parameters)
+        finally:
+            env.close()
+
+    def _collect(self, env: VectorEnv, parameters: NDArray[np.float64]) -> TrajectoryBatch:
+        horizon = self._setup.plan.fleet.horizon
+        return collect(self._setup.policy, parameters, env, horizon=horizon, rng=self._rng)
