@@ -12,7 +12,6 @@ from __future__ import annotations
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,8 +19,6 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 import privfedrl as pf
-from privfedrl.envs import make_vector_env
-from privfedrl.rollout import collect
 from privfedrl.secagg import SqliteJournal
 
 PLAN = """
@@ -81,28 +78,10 @@ def enrol(home: Path, names: list[str]) -> pf.Registry:
     return registry
 
 
-# --- 3. An agent: a private environment behind one function ---------------------------------------
+# --- 3. An agent: a private environment, a ledger and a journal of its own ------------------------
 
 
-def experience(
-    plan: pf.Plan, policy: pf.MlpPolicy, spec: pf.EnvSpec
-) -> Callable[..., pf.TrajectoryBatch]:
-    """What the agent calls for fresh trajectories. A database of episodes could answer instead."""
-    rng = np.random.default_rng()
-
-    def fresh(theta: np.ndarray, round_: int, attempt: int, step: int) -> pf.TrajectoryBatch:
-        env = make_vector_env(spec, plan.fleet.trajectories)
-        try:
-            return collect(policy, theta, env, horizon=plan.fleet.horizon, rng=rng)
-        finally:
-            env.close()
-
-    return fresh
-
-
-def new_agent(
-    home: Path, plan: pf.Plan, policy: pf.MlpPolicy, spec: pf.EnvSpec, files: ExitStack
-) -> pf.Agent:
+def new_agent(home: Path, plan: pf.Plan, environment: pf.EnvSpec, files: ExitStack) -> pf.Agent:
     """Ledger and journal are files of this agent alone; neither may be restored from a backup."""
     return pf.Agent(
         plan,
@@ -110,7 +89,7 @@ def new_agent(
         registry=pf.Registry.load(home.parent / "registry.json"),
         ledger=files.enter_context(pf.Ledger.open(home / "ledger.db")),
         journal=files.enter_context(closing(SqliteJournal(home / "journal.db"))),
-        experience=experience(plan, policy, spec),
+        environment=environment,  # or experience=..., a function over your own source of episodes
     )
 
 
@@ -181,7 +160,7 @@ def main(home: Path) -> None:
 
     with ExitStack() as files:
         agents = {
-            name: new_agent(home / name, plan, policy, spec, files)
+            name: new_agent(home / name, plan, spec, files)
             for name, spec in zip(names, fleet, strict=True)
         }
         coordinator = new_coordinator(home / "coordinator", plan, policy, files)

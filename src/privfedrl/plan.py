@@ -213,9 +213,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         # rules compare numbers, so a value of another type must be found first
-        problems = list(_type_problems(self, "")) or [
-            text for rule in RULES for text in rule(self)
-        ]
+        problems = list(_type_problems(self, "")) or [text for rule in RULES for text in rule(self)]
         if problems:
             raise _all_at_once(f"plan {self.name!r}", problems)
 
@@ -276,6 +274,11 @@ class Plan:
     def honest_floor(self) -> int:
         """Honest survivors in every opened sum, t - max_colluding: their shares carry the noise."""
         return self.threshold - self.privacy.max_colluding
+
+    @property
+    def tolerated_dropouts(self) -> int:
+        """Agents that may vanish in any stage of a round without ending it."""
+        return self.fleet.agents - max(self.threshold, self.protection.min_clients)
 
     @property
     def units_per_agent(self) -> int:
@@ -370,7 +373,8 @@ def _write_section(value: Any, path: str) -> list[str]:
             tables += ["", f"[{path}{spec.name}]", *_write_section(item, f"{path}{spec.name}.")]
         else:
             plain = list(item) if isinstance(item, tuple) else item
-            text = repr(float(item)) if isinstance(item, float) else json.dumps(plain, ensure_ascii=False)
+            is_float = isinstance(item, float)
+            text = repr(float(item)) if is_float else json.dumps(plain, ensure_ascii=False)
             lines.append(f"{spec.name} = {text}")
     return lines + tables
 

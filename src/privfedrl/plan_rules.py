@@ -161,7 +161,7 @@ def _protection_rules(plan: Plan) -> list[str]:
         *_number("protection.min_honest", protection.min_honest, low=1, high=65_520),
     ]
     if protection.kind == "none":
-        if not 1 <= plan.honest_floor or plan.threshold > n:
+        if plan.honest_floor < 1 or plan.threshold > n:
             problems.append(
                 "protection.threshold must be > privacy.max_colluding and <= fleet.agents = "
                 f"{n}, got {plan.threshold} with max_colluding = {c}"

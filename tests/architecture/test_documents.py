@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import privfedrl
 from privfedrl import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +24,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 PLANS = sorted((ROOT / "examples" / "plans").glob("*.toml"))
 MAX_LINES = 450
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "audits/claims.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# what a run leaves in its directory, and what a reader writes
+RUN_FILES = {"plan.toml"}
 
 
 def _run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -42,6 +51,7 @@ def test_the_readme_has_code_to_run() -> None:
 def test_every_code_block_of_the_readme_runs(block: str, tmp_path: Path) -> None:
     done = _run(["-c", block], tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "ResourceWarning" not in done.stderr
     assert done.stdout.strip()
 
 
@@ -53,10 +63,32 @@ def test_the_figures_of_the_readme_are_those_of_the_demo_plan() -> None:
 def test_the_embedding_example_trains_and_leaves_evidence(tmp_path: Path) -> None:
     done = _run([str(ROOT / "examples" / "embedding.py"), str(tmp_path / "run")], tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "ResourceWarning" not in done.stderr
     assert "refuses" not in done.stdout
     assert len(list((tmp_path / "run").glob("transcript-*.bin"))) == 3
     assert (tmp_path / "run" / "policy.safetensors").stat().st_size > 0
     assert done.stdout.count("ledger of") == 2
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_and_file_that_a_document_mentions_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for dotted in set(re.findall(r"\b(?:pf|privfedrl)\.([A-Za-z_][\w.]*\w)", text)):
+        assert _resolves(dotted), dotted
+    for file in set(re.findall(r"`([\w/]+\.(?:py|toml|md|txt))`", text)):
+        assert any((base / file).exists() for base in (ROOT, SOURCE)) or file in RUN_FILES, file
+
+
+def _resolves(dotted: str) -> bool:
+    value: object = privfedrl
+    for index, name in enumerate(dotted.split(".")):
+        if not hasattr(value, name):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"privfedrl.{'.'.join(dotted.split('.')[: index + 1])}")
+        if not hasattr(value, name):
+            return False
+        value = getattr(value, name)
+    return True
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
@@ -134,8 +166,6 @@ def test_constraints_pin_exactly_and_name_no_machine() -> None:
 
 def test_the_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    import privfedrl
-
     assert privfedrl.__version__ == project["version"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

@@ -47,6 +47,7 @@ TINY: dict[str, dict[str, Any]] = {
     "policy": {"observations": 4, "actions": 2, "hidden": (8,)},
     "federation": {"rounds": 3},
     "privacy": {"unit": "trajectory", "max_colluding": 1, "epsilon": 5.0},
+    "protection": {"min_clients": 4},
     "simulation": {"evaluation_episodes": 2},
 }
 AGENT_UNIT: dict[str, dict[str, Any]] = {

@@ -1,9 +1,9 @@
 """One agent: private experience in, protected bytes out.
 
 Guarantee: the only data-dependent bytes that leave an agent are its masked vector (clipped,
-rotated, rounded, noised) and shares of one-time masks, and the agent's own ledger holds a durable charge
-before the masked vector leaves. An environment that fails contributes zeros and a noise share, so
-that nobody can tell; the fault stays in ``agent.fault``.
+rotated, rounded, noised) and shares of one-time masks, and the agent's own ledger holds a durable
+charge before the masked vector leaves. An environment that fails contributes zeros and a noise
+share, so that nobody can tell; the fault stays in ``agent.fault``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What one agent adds to the sum: experience, clipped rows, integers, noise, ring vector.
 
 Guarantee: whatever the environment does (raise, NaN, nothing), the result has the same shape and
-the same noise share; each unit's integer row is within the declared sensitivity (checked on integers).
+the same noise share; each unit's integer row is within the declared sensitivity (checked on
+integers).
 """
 
 from __future__ import annotations

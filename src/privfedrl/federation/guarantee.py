@@ -201,7 +201,7 @@ def _mechanism(setup: RoundSetup) -> MechanismField:
         noise_shares=f"sized so that {plan.honest_floor} honest survivors carry the claim"
         if noisy
         else _NONE,
-        dropout_tolerance=f"{plan.fleet.agents - plan.threshold} of {plan.fleet.agents} agents per "
+        dropout_tolerance=f"{plan.tolerated_dropouts} of {plan.fleet.agents} agents per "
         "round; fewer survivors abort the round without a sum",
     )
 

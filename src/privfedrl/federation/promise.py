@@ -120,7 +120,7 @@ def promise(plan: Plan) -> Promise:
         noise_multiplier=setup.noise_multiplier,
         threshold=plan.threshold,
         honest_floor=plan.honest_floor,
-        tolerated_dropouts=plan.fleet.agents - plan.threshold,
+        tolerated_dropouts=plan.tolerated_dropouts,
         headroom_bits=plan.encoding.ring_bits - 1 - math.log2(largest),
         bytes_up_per_agent_round=size,
         vector_length=setup.codec.padded,
@@ -164,11 +164,11 @@ def _epsilon(setup: RoundSetup, event: DpEvent, adjacency: Adjacency) -> float:
 
 
 def _check_schedule(plan: Plan) -> None:
-    spare, drop = plan.fleet.agents - plan.threshold, plan.simulation.dropouts_per_round
+    spare, drop = plan.tolerated_dropouts, plan.simulation.dropouts_per_round
     if drop > spare:
         raise ConfigurationError(
-            f"simulation.dropouts_per_round must be <= agents - threshold = {spare}, got {drop}: "
-            "every round would abort"
+            "simulation.dropouts_per_round must be <= fleet.agents - max(threshold, "
+            f"protection.min_clients) = {spare}, got {drop}: rounds would abort"
         )
 
 

@@ -148,6 +148,7 @@ def _draw_epsilon(axes: Axes, plan: Plan, released: Rows) -> None:
     axes.set_ylim(0, 1.15 * plan.privacy.epsilon)
     axes.set_xlabel("round")
     axes.set_ylabel("epsilon")
+    axes.set_xlim(0, None)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
@@ -159,7 +160,8 @@ def _draw_time(axes: Axes, oracle: Rows) -> None:
     )
     axes.set_xlabel("round")
     axes.set_ylabel("seconds, whole fleet in one process")
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.set_ylim(top=1.2 * max(sum(row["stage_s"].values()) for row in oracle))
+    axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=4)
 
 
 def _draw_bytes(axes: Axes, released: Rows) -> None:

@@ -64,7 +64,7 @@ from privfedrl.primitives.random import (
 )
 from privfedrl.privacy import Ledger, Statement
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, greedy_return
-from privfedrl.secagg import ideal_sum
+from privfedrl.secagg import AbortCode, ideal_sum
 from privfedrl.training import save_policy
 
 __all__ = ["Progress", "Run", "Runtime", "simulate"]
@@ -400,9 +400,10 @@ class _Simulation:
                 )
                 vectors[name] = contribution.vector
                 faults.append(contribution.fault)
-        if len(vectors) < self.plan.threshold:
+        needed = self.plan.fleet.agents - self.plan.tolerated_dropouts
+        if len(vectors) < needed:
             raise RoundAborted(
-                "THRESHOLD_NOT_MET", f"{len(vectors)} survivors of {self.plan.threshold} needed"
+                AbortCode.THRESHOLD_NOT_MET.value, f"{len(vectors)} survivors of {needed} needed"
             )
         self._refuse_if_all_failed(faults)
         with clock.stage("secure aggregation"):

@@ -1,7 +1,8 @@
 """From the ring sum of the survivors to the mean that everybody may see.
 
 Guarantee: a pure function of the opened sum, the public survivor count and the plan. FedSGD and
-FedAvg share it: both divide by survivors x units per agent, a public number.
+FedAvg share it: both divide by survivors x units per agent, a public number. Trajectory rows are
+gradients under both; FedAvg's single local step multiplies their mean by the public step size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.setup import RoundSetup
+from privfedrl.plan import Plan
+from privfedrl.privacy import Unit
 
 __all__ = ["ReleasedMean", "released_mean"]
 
@@ -49,16 +52,27 @@ def released_mean(
     count = survivors * setup.plan.units_per_agent
     mean = setup.codec.decode_sum(ring_sum, rotation_seed=seed) / count
     std = setup.noise_std * survivors**0.5 / count
+    step = _local_step(setup.plan)
     release = setup.plan.privacy.mean_return
     if release is None:
         return ReleasedMean(
-            direction=mean, noise_variance=std**2, mean_return=None, mean_return_std=None
+            direction=step * mean,
+            noise_variance=(step * std) ** 2,
+            mean_return=None,
+            mean_return_std=None,
         )
     middle, half = (release.high + release.low) / 2, (release.high - release.low) / 2
     unit = half / (release.weight * setup.plan.privacy.clip_norm)
     return ReleasedMean(
-        direction=mean[:-1],
-        noise_variance=std**2,
+        direction=step * mean[:-1],
+        noise_variance=(step * std) ** 2,
         mean_return=float(middle + mean[-1] * unit),
         mean_return_std=float(std * unit),
     )
+
+
+def _local_step(plan: Plan) -> float:
+    """What turns a trajectory row into a model delta; a delta (unit AGENT) is one already."""
+    if plan.federation.strategy == "fedavg" and plan.unit is Unit.TRAJECTORY:
+        return plan.training.local_learning_rate
+    return 1.0
