@@ -10,7 +10,7 @@ COVERED := privacy secagg encoding primitives
 .PHONY: help demo test check bench clean
 
 help:
-	@echo "make demo    train the CartPole fleet (10 agents, 50 rounds) into runs/demo"
+	@echo "make demo    train the CartPole fleet (10 agents) into runs/demo"
 	@echo "make test    every test, slow and statistical ones included, with coverage"
 	@echo "make check   ruff, ruff format and mypy"
 	@echo "make bench   every script of benchmarks/; fails if one misses its target"

@@ -27,6 +27,8 @@ from privfedrl.plan import (
     SimulationPlan,
     TrainingPlan,
 )
+from privfedrl.plan_rules import MAX_PAIRWISE_AGENTS
+from privfedrl.secagg.parameters import MAX_CLIENTS
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
 TOML = """
@@ -144,7 +146,9 @@ def test_every_valid_plan_survives_being_written_and_read(
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.text(max_size=60) | st.sampled_from(TOML.split("\n")).map(lambda line: line + "\n" + TOML))
+@given(
+    st.text(max_size=60) | st.sampled_from(TOML.split("\n")).map(lambda line: line + "\n" + TOML)
+)
 def test_no_text_raises_anything_but_the_librarys_own_error(text: str) -> None:
     try:
         Plan.from_text(text)
@@ -274,6 +278,9 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("protection", {"kind": "none", "threshold": 7}, "protection.threshold"),
     ("protection", {"min_clients": 7}, "protection.min_clients must be <= fleet.agents"),
     ("protection", {"min_honest": 0}, "protection.min_honest"),
+    ("protection", {"min_honest": 1}, "protection.min_honest must be >= 2"),
+    ("protection", {"min_clients": 1}, "protection.min_clients must be >= 2"),
+    ("fleet", {"agents": 257}, "fleet.agents must lie in [2, 256]"),
     ("encoding", {"ring_bits": 48}, "encoding.ring_bits"),
     ("encoding", {"resolution": 0}, "encoding.resolution"),
     ("simulation", {"dropouts_per_round": 7}, "simulation.dropouts_per_round"),
@@ -475,6 +482,11 @@ def test_the_text_of_a_promise_names_unit_threshold_and_adversaries() -> None:
 
 def _fields(plan: Plan) -> dict[str, Any]:
     return plan.check().to_dict()
+
+
+def test_the_plan_and_the_protocol_agree_on_the_largest_cohort() -> None:
+    assert MAX_PAIRWISE_AGENTS == MAX_CLIENTS
+    assert tiny(fleet={"agents": MAX_CLIENTS}).check().threshold == 129
 
 
 @pytest.mark.parametrize(

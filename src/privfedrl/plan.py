@@ -430,7 +430,12 @@ def _name(hint: Any) -> str:
 
 
 def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    if kind not in _KNOWN_HINTS:
+        _KNOWN_HINTS[kind] = typing.get_type_hints(kind)
+    return _KNOWN_HINTS[kind]
+
+
+_KNOWN_HINTS: dict[type[Any], dict[str, Any]] = {}  # resolving them costs more than a digest
 
 
 def _canonical(value: Any) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from privfedrl.plan import Plan
 
-__all__ = ["RULES"]
+__all__ = ["MAX_PAIRWISE_AGENTS", "RULES"]
+
+# secagg.parameters.MAX_CLIENTS: the complete graph of pairwise masks; a test keeps them equal
+MAX_PAIRWISE_AGENTS = 256
 
 
 def _number(
@@ -167,6 +170,13 @@ def _protection_rules(plan: Plan) -> list[str]:
                 f"{n}, got {plan.threshold} with max_colluding = {c}"
             )
         return problems
+    problems += _number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
+    for name in ("min_clients", "min_honest"):
+        if getattr(protection, name) < 2:
+            problems.append(
+                f"protection.{name} must be >= 2, got {getattr(protection, name)}: "
+                "a sum over one agent is that agent's vector"
+            )
     if c >= n:
         return [*problems, f"privacy.max_colluding must be < fleet.agents = {n}, got {c}"]
     if not (n + c) / 2 < plan.threshold <= n:

@@ -60,6 +60,14 @@ def test_the_figures_of_the_readme_are_those_of_the_demo_plan() -> None:
         assert f"| {view.epsilon:.4f} | {view.epsilon_replace:.4f} |" in README, view.adversary
 
 
+def test_the_rounds_that_documents_name_are_those_of_the_demo_plan() -> None:
+    rounds = Plan.from_toml(ROOT / "examples" / "plans" / "cartpole_fleet.toml").federation.rounds
+    for path in (ROOT / "README.md", ROOT / "docs" / "quickstart.md"):
+        named = re.findall(r"(\d+) rounds", path.read_text(encoding="utf-8"))
+        assert named, path.name
+        assert {int(number) for number in named} == {rounds}, path.name
+
+
 def test_the_embedding_example_trains_and_leaves_evidence(tmp_path: Path) -> None:
     done = _run([str(ROOT / "examples" / "embedding.py"), str(tmp_path / "run")], tmp_path)
     assert done.returncode == 0, done.stderr

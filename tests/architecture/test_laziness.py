@@ -28,6 +28,20 @@ def test_heavy_libraries_stay_unloaded(what: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("arguments", [["plan", "check", str(PLAN)], ["version"]])
+def test_the_auditors_commands_work_where_torch_is_not_installed(arguments: list[str]) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY!r}))
+sys.argv[1:] = {arguments!r}
+from privfedrl.cli.main import run
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 def test_a_coordinator_works_where_torch_is_not_installed(tmp_path: Path) -> None:
     """Blocking the import stands for an installation without the extra ``rl``."""
     code = f"""

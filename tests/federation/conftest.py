@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,16 @@ def tiny_plan(*several: Mapping[str, Mapping[str, Any]], **sections: Mapping[str
     return Plan(name="tiny", **{name: KINDS[name](**values) for name, values in given.items()})
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """In memory where the system allows it: these tests sync hundreds of small files to disk."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     return tiny_plan
@@ -102,12 +113,12 @@ class World:
         self.ledgers = {name: Ledger.open(self.home / f"{name}.db") for name in self.names}
         self.journals = {name: SqliteJournal(self.home / f"{name}.jnl") for name in self.names}
         rng = np.random.default_rng(3)
-        self.parameters = np.asarray(
-            self.setup.policy.initial_parameters(rng), dtype=np.float64
-        )
+        self.parameters = np.asarray(self.setup.policy.initial_parameters(rng), dtype=np.float64)
         self.state = initial_federation_state(bytes(32), self.parameters)
         self.rollouts = FleetExperience(
-            self.setup, [nominal(self.plan.fleet.environment)] * len(self.names), seed=1,
+            self.setup,
+            [nominal(self.plan.fleet.environment)] * len(self.names),
+            seed=1,
             workers=None,
         )
         self.calls: list[tuple[str, int, int, int]] = []
@@ -159,7 +170,10 @@ class World:
         return [reply.data for reply in replies]
 
     def exchange(
-        self, coordinator: Coordinator, messages: list[Outgoing], absent: frozenset[str] = frozenset()
+        self,
+        coordinator: Coordinator,
+        messages: list[Outgoing],
+        absent: frozenset[str] = frozenset(),
     ) -> list[Outgoing]:
         """One phase: deliver, collect the answers, close the phase if somebody is missing."""
         following: list[Outgoing] = []
@@ -196,8 +210,3 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
-
-
-@pytest.fixture(scope="session")
-def renamed() -> Callable[[Plan, str], Plan]:
-    return lambda plan, name: dataclasses.replace(plan, name=name)

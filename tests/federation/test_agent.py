@@ -157,9 +157,7 @@ def test_signed_parameters_outside_the_policys_range_are_refused_without_trainin
     coordinator = world.coordinator()
     wild = world.parameters.copy()
     wild[3] = value
-    data = next(
-        one.data for one in coordinator.open_round(wild) if one.recipient == VICTIM
-    )
+    data = next(one.data for one in coordinator.open_round(wild) if one.recipient == VICTIM)
     with pytest.raises(RemoteProtocolError, match="no policy"):
         world.agents[VICTIM].start(data)
     assert world.calls == []
@@ -216,9 +214,7 @@ def test_a_replayed_round_gets_no_second_vector_even_after_a_restart(world: Any)
     assert all(len(ledger.reservations()) == 1 for ledger in world.ledgers.values())
 
 
-def test_an_unprotected_plan_makes_no_agent(
-    world: Any, make_plan: Callable[..., Plan]
-) -> None:
+def test_an_unprotected_plan_makes_no_agent(world: Any, make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(ConfigurationError, match="pairwise"):
         world.agent(VICTIM, plan=make_plan(protection={"kind": "none"}))
 

@@ -248,9 +248,7 @@ def test_a_damaged_file_never_continues_silently(
         assert ledger.verify().reservations == 2  # refused before anything was charged
 
 
-def test_a_checkpoint_of_another_run_is_refused(
-    halted: tuple[Plan, Path], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_run_is_refused(halted: tuple[Plan, Path], tmp_path: Path) -> None:
     plan, out = halted
     run(plan, tmp_path / "other")
     (out / "checkpoint.bin").write_bytes((tmp_path / "other" / "checkpoint.bin").read_bytes())

@@ -43,7 +43,10 @@ def oracle(path: Path) -> list[dict[str, Any]]:
 def test_the_same_seeds_give_the_same_run(tmp_path: Path, make_plan: Callable[..., Plan]) -> None:
     runs = [
         simulate(
-            make_plan(), out=tmp_path / name, seed=3, runtime=ONE,
+            make_plan(),
+            out=tmp_path / name,
+            seed=3,
+            runtime=ONE,
             entropy=DeterministicEntropy(b"a"),
         )
         for name in ("a", "b")
@@ -203,9 +206,7 @@ def test_an_aborted_attempt_is_followed_by_one_with_everybody_and_fresh_trajecto
 
     monkeypatch.setattr(simulation, "dropout_schedule", first_attempts_fail)
     # stages 0 to 3 in turn; too few for a sum in each of them
-    run = simulate(
-        make_plan(federation={"rounds": 1}), out=tmp_path / "run", seed=3, runtime=ONE
-    )
+    run = simulate(make_plan(federation={"rounds": 1}), out=tmp_path / "run", seed=3, runtime=ONE)
     (row,) = released(run.path)
     assert row["attempt"] == 4
     assert row["aborted_before"] == ["ThresholdNotMet"] * 4
@@ -262,9 +263,7 @@ def test_a_statement_is_stamped_when_a_run_does_not_protect(
     words: list[str],
 ) -> None:
     extra = {"entropy": DeterministicEntropy(b"a")} if deterministic else {}
-    run = simulate(
-        make_plan(SHORT, sections), out=tmp_path / "run", seed=3, runtime=ONE, **extra
-    )
+    run = simulate(make_plan(SHORT, sections), out=tmp_path / "run", seed=3, runtime=ONE, **extra)
     stamps = " ".join(run.statement.stamps).lower()
     assert bool(stamps) is bool(words)
     assert all(word in stamps for word in words)
@@ -314,9 +313,7 @@ def test_a_fleet_without_any_working_environment_says_so(
     break_environments(monkeypatch, lambda agent: True)
     monkeypatch.setattr(simulation, "dropout_schedule", only(stage))
     with pytest.raises(EnvironmentFault, match="no agent's environment works"):
-        simulate(
-            make_plan(protection={"kind": kind}), out=tmp_path / "run", seed=3, runtime=ONE
-        )
+        simulate(make_plan(protection={"kind": kind}), out=tmp_path / "run", seed=3, runtime=ONE)
 
 
 def break_environments(monkeypatch: pytest.MonkeyPatch, which: Callable[[int], bool]) -> None:

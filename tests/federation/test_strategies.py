@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privfedrl.envs import nominal
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.contribution import contribute, local_trainer
 from privfedrl.federation.fleet_experience import FleetExperience
-from privfedrl.envs import nominal
 from privfedrl.federation.setup import round_setup
 from privfedrl.federation.strategies import (
     initial_state,
@@ -116,7 +116,8 @@ def quiet(make_plan: Callable[..., Plan], **privacy: Any) -> Any:
     """No noise and a fine grid, so that decoding can be compared with what was put in."""
     return round_setup(
         make_plan(
-            privacy={"mechanism": "none", **privacy}, encoding={"resolution": 2**20, "ring_bits": 64}
+            privacy={"mechanism": "none", **privacy},
+            encoding={"resolution": 2**20, "ring_bits": 64},
         )
     )
 
@@ -179,9 +180,7 @@ def test_fedavg_with_one_local_step_is_fedsgd_when_agents_are_alike(
     fine = {"resolution": 2**20, "ring_bits": 64}
     sgd = {"server_optimizer": "sgd"}
     plans = {
-        "fedsgd": make_plan(
-            privacy=loose, encoding=fine, federation={**sgd, "learning_rate": eta}
-        ),
+        "fedsgd": make_plan(privacy=loose, encoding=fine, federation={**sgd, "learning_rate": eta}),
         "fedavg": make_plan(
             privacy={**loose, "unit": "agent"},
             encoding=fine,
@@ -210,7 +209,10 @@ def test_fedavg_with_one_local_step_is_fedsgd_when_agents_are_alike(
         total = ideal_sum(vectors, vectors, ring_bits=64)
         mean = released_mean(setup, total, survivors=3, seed=SEED)
         found[name], _ = server_step(
-            plan.federation, theta, initial_state(theta.shape[0]), mean.direction,
+            plan.federation,
+            theta,
+            initial_state(theta.shape[0]),
+            mean.direction,
             noise_variance=mean.noise_variance,
         )
         assert np.abs(found[name] - theta).max() > 1e-3

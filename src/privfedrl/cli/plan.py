@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from privfedrl.cli.output import BAD_INPUT, console, emit, reported_errors
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.plan import Plan
 
 __all__ = ["app", "template_names"]
@@ -52,10 +52,18 @@ def new(
     if out is None:
         typer.echo(text, nl=False)
         return
-    if out.exists():
-        console.print(f"--out {str(out)!r} exists already; nothing was written", markup=False)
-        raise typer.Exit(BAD_INPUT)
-    out.write_text(text, encoding="utf-8")
+    with reported_errors(as_json=False):
+        _write_new(out, text)
+
+
+def _write_new(out: Path, text: str) -> None:
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise StorageError(f"--out {str(out)!r} exists already; nothing was written") from error
+    except OSError as error:
+        raise StorageError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
 
 
 def template_names() -> list[str]:

@@ -125,7 +125,7 @@ def _trained(
     def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
         batch = experience(theta, next(steps))
         _check_batch(setup, batch)
-        return batch
+        return batch.padded(setup.plan.fleet.horizon)  # a public shape, see padded
 
     if setup.plan.unit is Unit.AGENT:
         return trainer.local_steps(parameters, collect)
@@ -143,7 +143,7 @@ def _faults() -> Iterator[None]:
     except (EnvironmentFault, PrivacyError):
         raise
     except Exception as error:
-        raise EnvironmentFault(f"the experience cannot be used: {error!r}") from error
+        raise EnvironmentFault(f"the experience cannot be used: {type(error).__name__}") from error
 
 
 def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:

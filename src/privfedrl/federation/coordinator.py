@@ -26,7 +26,16 @@ from privfedrl.primitives.random import Entropy, system_entropy
 from privfedrl.privacy import Charge, Ledger
 from privfedrl.secagg import Identity, Outgoing, Registry, SecAggServer, Transcript
 
-__all__ = ["Coordinator", "FederationState", "RoundResult", "initial_federation_state"]
+__all__ = [
+    "Coordinator",
+    "FederationState",
+    "RoundResult",
+    "advance",
+    "initial_federation_state",
+    "next_attempt",
+    "reserve_round",
+    "settle_round",
+]
 
 Vector = NDArray[np.float64]
 

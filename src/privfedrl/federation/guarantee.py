@@ -11,6 +11,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 
 from privfedrl.errors import PrivacyError
@@ -124,6 +125,7 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
     )
 
 
+@cache
 def environment_hash() -> str:
     """SHA-256 over name==version of everything installed: what a lock file would pin."""
     found = {

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from privfedrl.federation.coordinator import FederationState
 from privfedrl.federation.strategies import OptimizerState
 from privfedrl.plan import Plan
 
-__all__ = ["RunDirectory", "RunHeader", "write_atomically"]
+__all__ = ["RunDirectory", "RunHeader", "check_same_run", "write_atomically"]
 
 FORMAT = "privfedrl-run/1"
 METRICS, ORACLE = "metrics.jsonl", "oracle_simulation_only.jsonl"
+_ROWS = (METRICS, ORACLE)
 
 
 class RunHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +59,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     transcript: bytes
     sums: dict[str, float]
     anchors: dict[str, str]
+    rows: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class RunDirectory:
             return None
         try:
             header = msgspec.json.decode(path.read_bytes(), type=RunHeader)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageError(f"{str(path)!r} is not a run header: {error}") from error
         if header.format != FORMAT:
             raise StorageError(f"{str(path)!r} must have format {FORMAT!r}, got {header.format!r}")
@@ -163,6 +165,7 @@ class RunDirectory:
                 transcript=state.transcript,
                 sums=dict(sums),
                 anchors=dict(anchors),
+                rows={name: _digest(self._lines(name)[: state.round]) for name in _ROWS},
             )
         )
         write_atomically(self.path / "checkpoint.bin", hashlib.sha256(body).digest() + body)
@@ -202,7 +205,7 @@ class RunDirectory:
             raise StorageError(f"checkpoint {str(path)!r} is damaged: its digest does not match")
         try:
             return msgspec.msgpack.decode(body, type=_Checkpoint)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageError(f"checkpoint {str(path)!r} is not one of this version") from error
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -215,31 +218,46 @@ class RunDirectory:
         except OSError as error:
             raise StorageError(f"{name} cannot be written: {error}") from error
 
+    def _lines(self, name: str) -> list[bytes]:
+        """The whole lines of a file; a line that a crash cut short is left out."""
+        path = self.path / name
+        return _read(path).split(b"\n")[:-1] if path.exists() else []
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a .jsonl file; a line that a crash cut short is left out.
 
         Raises:
             StorageError: unreadable or damaged.
         """
-        path = self.path / name
-        if not path.exists():
-            return []
-        lines = _read(path).decode("utf-8", errors="replace").split("\n")[:-1]
         try:
-            rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+            rows: list[dict[str, Any]] = [json.loads(line) for line in self._lines(name)]
         except ValueError as error:
-            raise StorageError(f"{str(path)!r} is damaged: {error}") from error
+            raise StorageError(f"{str(self.path / name)!r} is damaged: {error}") from error
         return rows
 
-    def cut(self, rounds: int) -> None:
-        """Drop what a crash left behind after the last checkpoint."""
-        for name in (METRICS, ORACLE):
-            kept = [row for row in self.rows(name) if row["round"] < rounds]
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-            write_atomically(self.path / name, text.encode())
+    def cut(self) -> None:
+        """Drop what a crash left behind after the last checkpoint.
+
+        Raises:
+            StorageError: what came before the checkpoint is no longer as it was.
+        """
+        saved = self._checkpoint()
+        rounds = 0 if saved is None else saved.round
+        for name in _ROWS:
+            kept = self._lines(name)[:rounds]
+            if saved is not None and _digest(kept) != saved.rows.get(name):
+                raise StorageError(
+                    f"{str(self.path / name)!r} is damaged: its first {rounds} rows are not "
+                    "those of the last checkpoint"
+                )
+            write_atomically(self.path / name, b"".join(line + b"\n" for line in kept))
         for path in sorted((self.path / "transcript").glob("*.bin")):
             if int(path.stem) >= rounds:
                 path.unlink()
+        for folder in (self.path, self.path / "transcript", self.path / "keys"):
+            for path in folder.glob(".*"):
+                if path.is_file():  # a write that never came to its rename
+                    path.unlink()
 
     def save_transcript(self, round_index: int, data: bytes) -> None:
         """Keep the signed record of a round."""
@@ -288,6 +306,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StorageError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _digest(lines: Sequence[bytes]) -> bytes:
+    return hashlib.sha256(b"".join(line + b"\n" for line in lines)).digest()
 
 
 def _pack(vector: NDArray[np.float64]) -> bytes:

@@ -266,7 +266,7 @@ class _Simulation:
             self.sums = {"wall_s": 0.0, "env_steps": 0.0}
         else:
             self.state, self.sums = saved
-        directory.cut(self.state.round)
+        directory.cut()
         self.run_one = self._protected if plan.protection.kind == "pairwise" else self._clear
         self.replays: dict[str, ReplayedEntropy] = {}
         self.agents = self._agents() if plan.protection.kind == "pairwise" else {}

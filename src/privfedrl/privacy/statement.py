@@ -48,7 +48,14 @@ from privfedrl.privacy.statement_fields import (
     UnitField,
 )
 
-__all__ = ["UNSIGNED", "Statement", "bayes_accuracy", "max_true_positive_rate", "schema"]
+__all__ = [
+    "UNSIGNED",
+    "Statement",
+    "bayes_accuracy",
+    "generated_schema",
+    "max_true_positive_rate",
+    "schema",
+]
 
 UNSIGNED = "not applicable: not signed"
 _LABEL = b"privfedrl/statement/v1\x00"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,3 +68,29 @@ class TrajectoryBatch:
     def returns(self) -> NDArray[np.float64]:
         """float64 [B], undiscounted. Private: stays inside the agent."""
         return np.where(self.mask, self.rewards, 0.0).sum(axis=1, dtype=np.float64)
+
+    def padded(self, steps: int) -> TrajectoryBatch:
+        """The same trajectories with ``steps`` columns, masked and zero past their ends.
+
+        Training needs a public T: with T the longest trajectory's length, the last bits of every
+        row could change with the longest one (audits/proofs/clipped_gradient.md).
+
+        Raises:
+            EnvironmentFault: a trajectory is longer than ``steps``.
+        """
+        extra = steps - self.mask.shape[1]
+        if extra < 0:
+            raise EnvironmentFault(f"trajectories must have at most {steps} steps, got more")
+        if extra == 0:
+            return self
+
+        def pad(array: NDArray[Any]) -> NDArray[Any]:
+            return np.pad(array, [(0, 0), (0, extra)] + [(0, 0)] * (array.ndim - 2))
+
+        return replace(
+            self,
+            observations=pad(self.observations),
+            actions=pad(self.actions),
+            rewards=pad(self.rewards),
+            mask=pad(self.mask),
+        )

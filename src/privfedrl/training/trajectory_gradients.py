@@ -33,7 +33,7 @@ from privfedrl.errors import ConfigurationError, MissingExtraError
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.training.networks import LogStd, TorchMlp, log_probabilities
 
-__all__ = ["TrajectoryGradient", "fused", "hooks", "loop", "objective"]
+__all__ = ["Steps", "TrajectoryGradient", "fused", "hooks", "loop", "objective", "prepare"]
 
 Weights = NDArray[np.float32]
 TrajectoryGradient = Callable[[TorchMlp, TrajectoryBatch, Weights, float], Tensor]

@@ -1,0 +1,223 @@
+"""``train``: one JSON object, files that say what they are, exit codes that can be trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privfedrl.errors import StorageError
+from privfedrl.federation.report import ORACLE_LABEL, write_report
+from privfedrl.plan import Plan
+from privfedrl.privacy import Ledger
+
+KEYS = (
+    "plan_digest unit adversary epsilon delta rounds agents episodes_per_agent mean_return_first "
+    "mean_return_last greedy_return env_steps bytes_up_per_agent_round wall_s protection "
+    "ledger_head"
+)
+
+
+def test_json_is_one_object_with_exactly_the_documented_keys_and_nothing_else(trained: Any) -> None:
+    plan, out, result = trained
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout)
+    assert list(summary) == KEYS.split()
+    assert summary["plan_digest"] == Plan.from_toml(plan).digest.hex()
+    assert (summary["unit"], summary["adversary"]) == ("trajectory", "coordinator+1")
+    assert 0 < summary["epsilon"] <= 5.0
+    assert (summary["rounds"], summary["agents"], summary["episodes_per_agent"]) == (2, 5, 8)
+    assert summary["protection"] == "pairwise"
+    with Ledger.open(out / "ledger.db", read_only=True) as ledger:
+        assert summary["ledger_head"] == ledger.head
+    assert str(out) in result.stderr  # the report's path goes to people
+
+
+def test_the_directory_holds_what_was_promised(trained: Any) -> None:
+    _, out, _ = trained
+    expected = "policy.safetensors ledger.db metrics.jsonl statement.json transcript report.html"
+    for name in expected.split():
+        assert (out / name).exists(), name
+    keys = list((out / "keys").iterdir())
+    assert len(keys) == 6
+    assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
+    assert (out / "keys").stat().st_mode & 0o077 == 0
+
+
+def test_people_get_a_table_on_standard_error_and_nothing_on_standard_output(
+    trained: Any, call: Callable[..., Any]
+) -> None:
+    plan, out, _ = trained
+    result = call("train", plan, "--out", out, "--resume")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    for expected in ("epsilon spent", "oracle: mean training return", "ledger head", "report:"):
+        assert expected in result.stderr
+
+
+def test_a_finished_run_is_not_overwritten(trained: Any, call: Callable[..., Any]) -> None:
+    plan, out, _ = trained
+    before = (out / "metrics.jsonl").read_bytes()
+    result = call("train", plan, "--out", out, "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)
+    assert error["error"] == "StorageError"
+    assert "holds a run already" in error["message"]
+    assert "holds a run already" in result.stderr.replace("\n", " ")
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("agents = 5", "agents = 0", "fleet.agents"),
+        ("agents = 5", "agent = 5", "fleet.agent "),
+        ("hidden = [8]", "hidden = 8", "policy.hidden"),
+        ("observations = 4", "observations = 5", "observation"),
+        ("max_colluding = 1", "max_colluding = 4", "privacy.max_colluding"),
+    ],
+)
+def test_bad_plans_exit_with_2_and_name_the_parameter(
+    tmp_path: Path, call: Callable[..., Any], plan_text: str, old: str, new: str, word: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan_text.replace(old, new))
+    result = call("train", tmp_path / "plan.toml", "--out", tmp_path / "run", "--workers", 1)
+    if word == "privacy.max_colluding":
+        word = "max_colluding"
+    assert result.exit_code == 2
+    assert word in result.stderr
+    assert not (tmp_path / "run" / "policy.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(("--seed", -1), "seed"), (("--workers", -1), "workers")],
+)
+def test_bad_options_exit_with_2_and_name_the_parameter(
+    tmp_path: Path,
+    call: Callable[..., Any],
+    plan_text: str,
+    arguments: tuple[object, ...],
+    word: str,
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan_text)
+    result = call("train", tmp_path / "plan.toml", "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert word in result.stderr
+
+
+def test_missing_arguments_and_files_exit_with_2(tmp_path: Path, call: Callable[..., Any]) -> None:
+    assert call("train").exit_code == 2
+    assert call("train", tmp_path / "absent.toml", "--out", tmp_path / "run").exit_code == 2
+    assert call("nonsense").exit_code == 2
+
+
+def test_an_exhausted_budget_exits_with_1_and_keeps_earlier_rounds(
+    tmp_path: Path,
+    call: Callable[..., Any],
+    plan_text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import privfedrl.federation.simulate as simulation
+
+    def abort_later(names: Any, *, round_index: int, attempt: int, **_: Any) -> dict[str, int]:
+        return dict.fromkeys(names[:3], 2) if round_index == 2 else {}
+
+    monkeypatch.setattr(simulation, "dropout_schedule", abort_later)
+    text = plan_text.replace('unit = "trajectory"', 'unit = "agent"').replace(
+        "rounds = 2", 'rounds = 4\nstrategy = "fedavg"'
+    )
+    text = text.replace("[privacy.mean_return]\nlow = 0.0\nhigh = 60.0\n", "")
+    (tmp_path / "plan.toml").write_text(text)
+    arguments = (tmp_path / "plan.toml", "--out", tmp_path / "run", "--workers", 1, "--json")
+    result = call("train", *arguments)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"] == "BudgetExceeded"
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == [0, 1]
+    again = call("train", *arguments, "--resume")
+    assert (again.exit_code, json.loads(again.stdout)["error"]) == (1, "BudgetExceeded")
+
+
+def test_an_edited_ledger_exits_with_1(
+    tmp_path: Path, call: Callable[..., Any], plan_text: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan_text.replace("rounds = 2", "rounds = 1"))
+    arguments = (tmp_path / "plan.toml", "--out", tmp_path / "run", "--workers", 1, "--json")
+    assert call("train", *arguments).exit_code == 0
+    for path in (tmp_path / "run").glob("ledger.db*"):
+        path.unlink()
+    result = call("train", *arguments, "--resume")
+    assert (result.exit_code, json.loads(result.stdout)["error"]) == (1, "LedgerIntegrity")
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_the_report_is_self_contained_and_labels_what_only_a_simulation_knows(
+    trained: Any,
+) -> None:
+    _, out, _ = trained
+    text = (out / "report.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert text.count(ORACLE_LABEL) >= 3
+    assert "GUARANTEE STATEMENT" in text
+    for row in re.findall(r"<tr>.*?</tr>", text):
+        if "return" in row:
+            assert ORACLE_LABEL in row
+
+
+def test_the_pictures_are_pictures(trained: Any) -> None:
+    _, out, _ = trained
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert pictures == ["bytes.png", "epsilon.png", "return.png", "time.png"]
+    for name in pictures:
+        data = (out / name).read_bytes()
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(data) > 5_000
+
+
+def test_the_report_of_a_control_run_says_that_nothing_is_promised(
+    tmp_path: Path, call: Callable[..., Any], plan_text: str
+) -> None:
+    text = plan_text.replace('unit = "traj', 'mechanism = "none"\nunit = "traj')
+    text = text.replace("rounds = 2", "rounds = 1").replace('"tiny"', '"<script>x</script>"')
+    (tmp_path / "plan.toml").write_text(text)
+    arguments = (tmp_path / "plan.toml", "--out", tmp_path / "run", "--workers", 1, "--json")
+    result = call("train", *arguments)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["epsilon"] is None
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "no promise" in page
+    assert "NO DIFFERENTIAL PRIVACY" in page
+    assert "<script" not in page
+    assert "epsilon =" not in page
+
+
+def test_a_directory_without_a_complete_run_has_no_report(tmp_path: Path, trained: Any) -> None:
+    with pytest.raises(StorageError):
+        write_report(tmp_path)
+    (tmp_path / "plan.toml").write_bytes((trained[1] / "plan.toml").read_bytes())
+    with pytest.raises(StorageError, match="no complete run"):
+        write_report(tmp_path)
