@@ -55,7 +55,7 @@ def reduced_plan() -> Plan:
     plan = Plan.from_toml(PLAN)
     plan = plan.replace("fleet", agents=6, trajectories=4, horizon=60)
     plan = plan.replace("policy", hidden=(8,))
-    plan = plan.replace("federation", rounds=30)
+    plan = plan.replace("federation", rounds=15)
     plan = plan.replace("privacy", epsilon=5.0, max_colluding=1)
     plan = plan.replace("protection", min_clients=4)
     return plan.replace("simulation", dropouts_per_round=1, evaluation_interval=10)

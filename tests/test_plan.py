@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,10 +152,8 @@ def test_every_valid_plan_survives_being_written_and_read(
     st.text(max_size=60) | st.sampled_from(TOML.split("\n")).map(lambda line: line + "\n" + TOML)
 )
 def test_no_text_raises_anything_but_the_librarys_own_error(text: str) -> None:
-    try:
-        Plan.from_text(text)
-    except ConfigurationError as error:
-        assert error.problems
+    with contextlib.suppress(ConfigurationError):
+        assert isinstance(Plan.from_text(text), Plan)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_every_view_keeps_the_target_and_weaker_adversaries_see_less(
     assert strongest.epsilon > 0.99 * plan.privacy.epsilon  # noise is not wasted
     assert strongest.honest_shares == plan.honest_floor == plan.threshold - colluding
     ordered = sorted(views.values(), key=lambda view: view.honest_shares)
-    for less, more in zip(ordered, ordered[1:], strict=False):
+    for less, more in itertools.pairwise(ordered):
         assert (less.epsilon or 0) >= (more.epsilon or 0)
     for view in views.values():
         assert (view.epsilon_replace or 0) > (view.epsilon or 0)

@@ -11,15 +11,14 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.plan_rules import RULES
+from privfedrl.plan_values import canonical, read_section, type_problems, write_section
 from privfedrl.privacy.units import Unit
 
 if typing.TYPE_CHECKING:
@@ -213,7 +212,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         # rules compare numbers, so a value of another type must be found first
-        problems = list(_type_problems(self, "")) or [text for rule in RULES for text in rule(self)]
+        problems = list(type_problems(self, "")) or [text for rule in RULES for text in rule(self)]
         if problems:
             raise _all_at_once(f"plan {self.name!r}", problems)
 
@@ -241,7 +240,7 @@ class Plan:
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
         problems: list[str] = []
-        arguments = _read_section(cls, data, "", problems)
+        arguments = read_section(cls, data, "", problems)
         if problems or arguments is None:
             raise _all_at_once(source, problems)
         plan: Plan = cls(**arguments)
@@ -249,15 +248,15 @@ class Plan:
 
     def to_toml(self) -> str:
         """TOML text; ``Plan.from_text(plan.to_toml()) == plan``."""
-        return "\n".join(_write_section(self, "")) + "\n"
+        return "\n".join(write_section(self, "")) + "\n"
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical form of everything but ``name`` and ``[simulation]``."""
-        pinned = _canonical(self)
+        pinned = canonical(self)
         del pinned["name"], pinned["simulation"]
-        canonical = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(b"pfrl-plan/1\x00" + canonical.encode()).digest()
+        text = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(b"pfrl-plan/1\x00" + text.encode()).digest()
 
     @property
     def unit(self) -> Unit:
@@ -314,137 +313,3 @@ def _all_at_once(source: str, problems: list[str]) -> ConfigurationError:
     return ConfigurationError(
         f"{source} has {len(problems)} {noun}:{lines}", problems=tuple(problems)
     )
-
-
-# --- TOML in and out ---------------------------------------------------------------------------
-
-
-def _read_section(
-    kind: type[Any], data: dict[str, Any], path: str, problems: list[str]
-) -> dict[str, Any] | None:
-    hints = _hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    before = len(problems)
-    for key in sorted(set(data) - set(fields)):
-        problems.append(f"{path}{key} is not known here; expected one of {', '.join(fields)}")
-    arguments: dict[str, Any] = {}
-    for name, spec in fields.items():
-        if name in data:
-            arguments[name] = _read_value(hints[name], data[name], f"{path}{name}", problems)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            problems.append(f"{path}{name} is required and missing")
-    return arguments if len(problems) == before else None
-
-
-def _read_value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        (inner,) = (option for option in options if option is not type(None))
-        return _read_value(inner, value, path, problems)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            problems.append(f"{path} must be a table, got {value!r}")
-            return None
-        arguments = _read_section(hint, value, f"{path}.", problems)
-        return None if arguments is None else hint(**arguments)
-    if origin is Literal:
-        if value not in options:
-            problems.append(f"{path} must be one of {', '.join(map(repr, options))}, got {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or not all(_is_integer(item) for item in value):
-            problems.append(f"{path} must be a list of integers, got {value!r}")
-            return ()
-        return tuple(value)
-    if hint is float and _is_integer(value):
-        return float(value)
-    if not (_is_integer(value) if hint is int else type(value) is hint):
-        problems.append(f"{path} must be {hint.__name__}, got {_shown(value)}")
-    return value
-
-
-def _write_section(value: Any, path: str) -> list[str]:
-    lines, tables = [], []
-    for spec in dataclasses.fields(value):
-        item = getattr(value, spec.name)
-        if item is None:
-            continue
-        if dataclasses.is_dataclass(item):
-            tables += ["", f"[{path}{spec.name}]", *_write_section(item, f"{path}{spec.name}.")]
-        else:
-            plain = list(item) if isinstance(item, tuple) else item
-            is_float = isinstance(item, float)
-            text = repr(float(item)) if is_float else json.dumps(plain, ensure_ascii=False)
-            lines.append(f"{spec.name} = {text}")
-    return lines + tables
-
-
-# --- values of the declared types, for plans built in code -------------------------------------
-
-
-def _type_problems(value: Any, path: str) -> Iterator[str]:
-    """What the file reader would have refused."""
-    for name, hint in _hints(type(value)).items():
-        yield from _type_problem(hint, getattr(value, name), f"{path}{name}")
-
-
-def _type_problem(hint: Any, value: Any, path: str) -> Iterator[str]:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is not None:
-            yield from _type_problem(options[0], value, path)
-    elif dataclasses.is_dataclass(hint):
-        if type(value) is hint:
-            yield from _type_problems(value, f"{path}.")
-        else:
-            yield f"{path} must be {_name(hint)}, got {_shown(value)}"
-    elif origin is Literal:
-        if type(value) is not str or value not in options:
-            yield f"{path} must be one of {', '.join(map(repr, options))}, got {_shown(value)}"
-    elif origin is tuple:
-        if type(value) is not tuple or not all(_is_integer(item) for item in value):
-            yield f"{path} must be a tuple of integers, got {_shown(value)}"
-    elif not _fits(hint, value):
-        yield f"{path} must be {_name(hint)}, got {_shown(value)}"
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if hint is float:
-        return isinstance(value, float) or _is_integer(value)
-    return _is_integer(value) if hint is int else type(value) is hint
-
-
-def _is_integer(value: Any) -> bool:
-    """An int of at most 64 bits: nothing here is larger, and larger ones overflow a float."""
-    return type(value) is int and value.bit_length() < 64
-
-
-def _shown(value: Any) -> str:
-    if type(value) is int and value.bit_length() >= 64:
-        return f"an integer of {value.bit_length()} bits"
-    return repr(value)
-
-
-def _name(hint: Any) -> str:
-    return str(hint.__name__)
-
-
-def _hints(kind: Any) -> dict[str, Any]:
-    if kind not in _KNOWN_HINTS:
-        _KNOWN_HINTS[kind] = typing.get_type_hints(kind)
-    return _KNOWN_HINTS[kind]
-
-
-_KNOWN_HINTS: dict[type[Any], dict[str, Any]] = {}  # resolving them costs more than a digest
-
-
-def _canonical(value: Any) -> dict[str, Any]:
-    """Fields as JSON values; 1 and 1.0, 0.0 and -0.0 are the same number in a float field."""
-    found: dict[str, Any] = {}
-    for name, hint in _hints(type(value)).items():
-        item = getattr(value, name)
-        if dataclasses.is_dataclass(item):
-            found[name] = _canonical(item)
-        else:
-            found[name] = float(item) + 0.0 if hint is float else item
-    return found

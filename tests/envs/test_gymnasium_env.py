@@ -12,6 +12,7 @@ from gymnasium import spaces
 from privfedrl.envs import EnvSpec, VectorCartPole, heterogeneous, make_vector_env
 from privfedrl.envs.gymnasium_env import GymnasiumEnv
 from privfedrl.errors import ConfigurationError, EnvironmentFault, MissingExtraError
+from privfedrl.rollout import MlpPolicy, collect
 
 
 def run(env_id, steps=3):
@@ -32,7 +33,6 @@ def run(env_id, steps=3):
         "step returns four",
         "NaN reward",
         "text reward",
-        "close raises",
         *(
             f"{when} observation {kind}"
             for when in ("reset", "step")
@@ -198,3 +198,30 @@ def test_a_missing_dependency_of_an_environment_prints_the_install_line(register
 
     with pytest.raises(MissingExtraError, match=r"privfedrl\[rl\]"):
         make_vector_env(EnvSpec(register(broken)), 1)
+
+
+@pytest.mark.parametrize(
+    "fault", ["reset raises", "step raises", "NaN reward", "step observation NaN", "spaces change"]
+)
+def test_one_failing_row_is_absent_and_leaves_every_bit_of_the_others(misbehaving, fault):
+    """Otherwise one trajectory would decide about the others, and clipping would bound nothing."""
+    policy = MlpPolicy(observation_size=2, hidden=(4,), action="categorical", action_size=3)
+    parameters = policy.initial_parameters(np.random.default_rng(1))
+
+    def batch_of(broken):
+        env = GymnasiumEnv(EnvSpec(misbehaving("")), 4)
+        if broken:
+            env._envs[2].unwrapped.fault = fault
+        return collect(policy, parameters, env, horizon=5, rng=np.random.default_rng(0))
+
+    sound, broken = batch_of(False), batch_of(True)
+    others = [0, 1, 3]
+    assert (sound.lost, broken.lost) == (0, 1)
+    assert not broken.mask[2].any()
+    assert not broken.observations[2].any()
+    for name in ("observations", "actions", "rewards", "mask", "terminated"):
+        assert getattr(sound, name)[others].tobytes() == getattr(broken, name)[others].tobytes()
+
+
+def test_an_environment_that_fails_to_close_loses_nothing(misbehaving):
+    run(misbehaving("close raises"))

@@ -67,7 +67,7 @@ def test_parameters_that_are_not_finite_are_refused(value: float) -> None:
 
 def test_a_huge_declared_length_is_refused_without_being_read() -> None:
     data = bytearray(pack_broadcast(b"c" * 20_000, np.zeros(2)))
-    with pytest.raises(RemoteProtocolError, match="has .* bytes"):
+    with pytest.raises(RemoteProtocolError, match=r"has .* bytes"):
         unpack_broadcast(bytes(data), num_parameters=2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -75,9 +76,17 @@ POINTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def die_at(
-    patch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int, after: bool
-) -> Callable[[], int]:
+def killed_run(
+    plan: Plan, out: Path, owner: Any, name: str, *, call: int, after: bool, **changes: Any
+) -> None:
+    """A run that dies at the ``call``-th use of ``owner.name``."""
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(patch, owner, name, call=call, after=after)
+        with pytest.raises(Killed):
+            run(plan, out, **changes)
+
+
+def die_at(patch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int, after: bool) -> None:
     """Kill the process at the ``call``-th use of a function, before or after it did its work."""
     original, count = getattr(owner, name), 0
 
@@ -92,7 +101,6 @@ def die_at(
         return result
 
     patch.setattr(owner, name, dying)
-    return lambda: count
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -103,9 +111,7 @@ def test_a_run_that_died_beside_any_write_goes_on(
     plan = make_plan(federation={"rounds": 2}, fleet={"agents": 5}, protection={"min_clients": 3})
     owner, name = POINTS[point]
     late = {"a charge": 9, "a settlement": 9, "a row": 4, "a transcript": 2, "a checkpoint": 2}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, owner, name, call=late.get(point, 1), after=after)
-        run(plan, tmp_path / "run")
+    killed_run(plan, tmp_path / "run", owner, name, call=late.get(point, 1), after=after)
     finished = run(plan, tmp_path / "run", resume=True)
     check_complete(tmp_path / "run", kills=1, rounds=2)
     assert finished.summary.rounds == 2
@@ -115,9 +121,7 @@ def test_a_row_cut_short_by_a_crash_is_replaced(
     tmp_path: Path, make_plan: Callable[..., Plan]
 ) -> None:
     plan, out = make_plan(), tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, RunDirectory, "append", call=3, after=True)
-        run(plan, out)
+    killed_run(plan, out, RunDirectory, "append", call=3, after=True)
     with open(out / METRICS, "a", encoding="utf-8") as file:
         file.write('{"round": 2, "epsi')
     (out / ".checkpoint.bin.abc123").write_bytes(b"half a checkpoint")
@@ -132,9 +136,7 @@ def test_a_resumed_run_continues_bit_for_bit_where_nothing_was_lost(
     plan = make_plan()
     given = {"entropy": DeterministicEntropy(b"a")}
     whole = run(plan, tmp_path / "whole", **given)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, RunDirectory, "save", call=2, after=True)
-        run(plan, tmp_path / "run", **given)
+    killed_run(plan, tmp_path / "run", RunDirectory, "save", call=2, after=True, **given)
     resumed = run(plan, tmp_path / "run", resume=True, **given)
     assert np.array_equal(whole.parameters, resumed.parameters)
     first, second = (RunDirectory(tmp_path / name).rows(METRICS) for name in ("whole", "run"))
@@ -147,9 +149,7 @@ def test_a_round_that_was_lost_is_made_with_fresh_trajectories_and_fresh_noise(
 ) -> None:
     plan, out = make_plan(), tmp_path / "run"
     given = {"entropy": DeterministicEntropy(b"a")}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, RunDirectory, "save", call=1, after=False)
-        run(plan, out, **given)
+    killed_run(plan, out, RunDirectory, "save", call=1, after=False, **given)
     (lost,) = RunDirectory(out).rows(ORACLE)
     run(plan, out, resume=True, **given)
     repeated = RunDirectory(out).rows(ORACLE)[0]
@@ -174,14 +174,21 @@ def test_resuming_a_complete_run_adds_nothing(
 # --- what is refused ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def halted(tmp_path: Path, make_plan: Callable[..., Plan]) -> tuple[Plan, Path]:
-    """A run with two of three rounds done."""
-    plan, out = make_plan(), tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, RunDirectory, "save", call=2, after=True)
-        run(plan, out)
+@pytest.fixture(scope="module")
+def halted_once(
+    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., Plan]
+) -> tuple[Plan, Path]:
+    plan, out = make_plan(), tmp_path_factory.mktemp("halted") / "run"
+    killed_run(plan, out, RunDirectory, "save", call=2, after=True)
     return plan, out
+
+
+@pytest.fixture
+def halted(halted_once: tuple[Plan, Path], tmp_path: Path) -> tuple[Plan, Path]:
+    """A run with two of three rounds done, in a directory of the test's own."""
+    plan, template = halted_once
+    shutil.copytree(template, tmp_path / "run")
+    return plan, tmp_path / "run"
 
 
 def test_a_run_is_not_continued_under_another_plan_seed_or_entropy(
@@ -308,9 +315,7 @@ def test_an_older_copy_of_a_ledger_is_noticed(
     tmp_path: Path, make_plan: Callable[..., Plan]
 ) -> None:
     plan, out = make_plan(), tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, RunDirectory, "save", call=1, after=True)
-        run(plan, out)
+    killed_run(plan, out, RunDirectory, "save", call=1, after=True)
     with contextlib.closing(sqlite3.connect(out / "ledger.db")) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     copy = (out / "ledger.db").read_bytes()

@@ -48,16 +48,16 @@ def test_the_shares_of_the_honest_floor_keep_the_promise_for_the_whole_run(
     assert compose(plan.unit, fewer, setup.accounted_delta).epsilon > plan.privacy.epsilon
 
 
-@pytest.mark.parametrize("epsilon", [45.0, 50.0, 51.0, 52.0, 53.0, 54.0, 56.0, 60.0])
+@pytest.mark.parametrize("epsilon", [50.0, 51.0, 52.0, 53.0, 54.0, 56.0, 60.0])
 def test_where_the_samplers_own_delta_matters_a_plan_is_kept_or_refused(
     make_plan: Callable[..., Plan], epsilon: float
 ) -> None:
     plan = make_plan(privacy={"epsilon": epsilon})
-    try:
-        plan.check()
-    except ConfigurationError as error:
-        assert "epsilon" in str(error)
+    if epsilon > 54.0:
+        with pytest.raises(ConfigurationError, match="epsilon"):
+            plan.check()
         return
+    plan.check()
     setup = round_setup(plan)
     assert setup.accounted_delta < plan.privacy.delta
     events = [("g", setup.worst_event)]

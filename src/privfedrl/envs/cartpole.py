@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from privfedrl.envs.spec import EnvSpec
 from privfedrl.envs.vector_env import Step, row_shares
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, EnvironmentFault
 
 __all__ = ["VectorCartPole"]
 
@@ -52,6 +52,7 @@ class VectorCartPole:
     def __init__(self, specs: EnvSpec | Sequence[EnvSpec], num_envs: int) -> None:
         specs = (specs,) if isinstance(specs, EnvSpec) else tuple(specs)
         self.num_envs = num_envs
+        self.failures: dict[int, EnvironmentFault] = {}  # arithmetic on checked parameters: none
         self._limit = _shared_time_limit(specs, num_envs)
         share = num_envs // len(specs)
         names = sorted(specs[0].parameters())

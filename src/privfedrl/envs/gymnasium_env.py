@@ -10,8 +10,9 @@ rows that still run are stepped.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -92,7 +93,8 @@ class GymnasiumEnv:
         self._action_space = self._envs[0].action_space
         self.observation_size, self._flatten = _observation_reader(spec.id, self._observation_space)
         self._read_action_space()
-        self._allocate(list(self._envs))
+        self.failures: dict[int, EnvironmentFault] = {}
+        self._allocate(list(range(num_envs)))
 
     def _read_action_space(self) -> None:
         """Kind, size and public bounds of actions."""
@@ -115,9 +117,10 @@ class GymnasiumEnv:
                 f"got {type(space).__name__}"
             )
 
-    def _allocate(self, running: list[gymnasium.Env]) -> None:
-        n = len(running)
-        self._running = running
+    def _allocate(self, numbers: list[int]) -> None:
+        """Room for the rows with these numbers, as counted at the reset."""
+        n = len(numbers)
+        self._numbers = numbers
         self._observations = np.zeros((n, self.observation_size), dtype=np.float32)
         self._rewards = np.zeros(n, dtype=np.float32)
         self._terminated = np.zeros(n, dtype=np.bool_)
@@ -132,43 +135,74 @@ class GymnasiumEnv:
             for one, rows in row_shares(rng, self.num_envs)
             for seed in one.integers(_MAX_SEED, size=rows)
         ]
-        self._allocate(list(self._envs))
-        for row, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
-            observation, _info = self._call("reset", env.reset, seed=seed)
-            if (
-                env.observation_space != self._observation_space
-                or env.action_space != self._action_space
-            ):
-                raise EnvironmentFault(f"{self._id}: spaces changed after construction")
-            self._read(row, observation)
+        self.failures.clear()
+        self._allocate(list(range(self.num_envs)))
+        for row, seed in enumerate(seeds):
+            with self._row_alone(row):
+                self._reset_row(row, seed)
+        self._refuse_if_none_is_left()
         return self._observations
 
     def step(self, actions: NDArray[np.int64] | NDArray[np.float32]) -> Step:
         """Step the rows that have not ended. See ``VectorEnv.step``."""
         prepared = self._prepare(actions)
         for row in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
-            result = self._call("step", self._running[row].step, prepared[row])
-            if not isinstance(result, tuple) or len(result) != 5:
-                raise EnvironmentFault(f"{self._id}: step must return five values")
-            observation, reward, terminated, truncated, _info = result
-            self._read(row, observation)
-            self._rewards[row] = self._checked_reward(reward)
-            self._terminated[row] = bool(terminated)
-            self._truncated[row] = bool(truncated) and not terminated
+            with self._row_alone(row):
+                self._step_row(row, prepared[row])
+        self._refuse_if_none_is_left()
         return self._observations, self._rewards, self._terminated, self._truncated
+
+    def _reset_row(self, row: int, seed: int) -> None:
+        env = self._envs[self._numbers[row]]
+        observation, _info = self._call("reset", env.reset, seed=seed)
+        if (
+            env.observation_space != self._observation_space
+            or env.action_space != self._action_space
+        ):
+            raise EnvironmentFault(f"{self._id}: spaces changed after construction")
+        self._read(row, observation)
+
+    def _step_row(self, row: int, action: Any) -> None:
+        result = self._call("step", self._envs[self._numbers[row]].step, action)
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise EnvironmentFault(f"{self._id}: step must return five values")
+        observation, reward, terminated, truncated, _info = result
+        self._read(row, observation)
+        self._rewards[row] = self._checked_reward(reward)
+        self._terminated[row] = bool(terminated)
+        self._truncated[row] = bool(truncated) and not terminated
+
+    @contextlib.contextmanager
+    def _row_alone(self, row: int) -> Iterator[None]:
+        """A fault ends its own row and leaves what the policy sees of it finite."""
+        try:
+            yield
+            return
+        except EnvironmentFault as error:
+            fault = error
+        except Exception as error:  # noqa: BLE001 - foreign values may raise when they are used
+            kind = type(error).__name__
+            fault = EnvironmentFault(f"{self._id}: what step or reset returned raised {kind}")
+        self.failures[self._numbers[row]] = fault
+        self._terminated[row], self._truncated[row] = False, True
+
+    def _refuse_if_none_is_left(self) -> None:
+        if len(self.failures) == self.num_envs:
+            raise next(iter(self.failures.values()))
 
     def select(self, rows: NDArray[np.intp]) -> None:
         """Keep only these rows until the next reset."""
         ended = self._terminated[rows], self._truncated[rows]
         observations = self._observations[rows]
-        self._allocate([self._running[row] for row in rows])
+        self._allocate([self._numbers[row] for row in rows])
         self._terminated[:], self._truncated[:] = ended
         self._observations[...] = observations
 
     def close(self) -> None:
-        """Close every environment."""
+        """Close every environment; what one raises by then is too late to matter, and dropped."""
         for env in self._envs:
-            self._call("close", env.close)
+            with contextlib.suppress(EnvironmentFault):
+                self._call("close", env.close)
 
     def _prepare(self, actions: NDArray[np.int64] | NDArray[np.float32]) -> Sequence[Any]:
         """Actions as the environment wants them, inside the public bounds."""

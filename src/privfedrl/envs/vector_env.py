@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, EnvironmentFault
 
 __all__ = ["Step", "VectorEnv", "row_shares"]
 
@@ -33,6 +33,9 @@ class VectorEnv(Protocol):
         num_actions: number of discrete actions (0 when continuous).
         action_size: dimension of a continuous action (0 when discrete).
         action_low, action_high: float32 [action_size], public bounds; actions are clipped to them.
+        failures: what went wrong since the last reset, by row as numbered at the reset. A failed
+            row has ended; its trajectory counts as absent. One row's failure must not end another
+            row: that would let one trajectory decide about the others.
     """
 
     num_envs: int
@@ -42,6 +45,7 @@ class VectorEnv(Protocol):
     action_size: int
     action_low: NDArray[np.float32]
     action_high: NDArray[np.float32]
+    failures: dict[int, EnvironmentFault]
 
     def reset(
         self, rng: np.random.Generator | Sequence[np.random.Generator]
@@ -64,7 +68,7 @@ class VectorEnv(Protocol):
             each other and stay set once a row has ended; the other values of such a row are
             meaningless.
         Raises:
-            EnvironmentFault: the environment raised or broke its declared spaces.
+            EnvironmentFault: every row has failed.
         """
         ...
 

@@ -92,6 +92,9 @@ class Agent:
         self._reservation: int | None = None
         self._config: RoundConfig | None = None
         self.fault: EnvironmentFault | None = None
+        """Why the last contribution held no experience, if so. Never leaves the agent."""
+        self.lost = 0
+        """Trajectories of the last contribution that failed. Never leaves the agent."""
 
     def __repr__(self) -> str:
         phase = self._client.phase.name if self._client else "IDLE"
@@ -184,7 +187,7 @@ class Agent:
             rotation_seed=config.round_seed,
             entropy=self._entropy,
         )
-        self.fault = contribution.fault
+        self.fault, self.lost = contribution.fault, contribution.lost
         return contribution
 
     def _charge(self, config: RoundConfig, contribution: Contribution) -> None:

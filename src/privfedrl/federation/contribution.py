@@ -38,11 +38,13 @@ class Contribution:
         vector: uint32 or uint64 [padded]; sum of the units' integers and one noise share, mod m.
         batch_id: identity of the trajectories in it; spent when the vector leaves.
         fault: why the experience is missing (the rows are then zero). Stays in the agent.
+        lost: trajectories whose environment failed; their rows are zero. Stays in the agent.
     """
 
     vector: NDArray[np.unsignedinteger]
     batch_id: bytes
     fault: EnvironmentFault | None
+    lost: int
 
     def __repr__(self) -> str:
         return f"Contribution(length={self.vector.shape[0]})"
@@ -87,22 +89,37 @@ def contribute(
         rotation_seed: 32 public bytes of the round.
         entropy: for rounding and noise.
     """
-    update, fault = _update(setup, trainer, parameters, experience)
+    lost: list[int] = []
+
+    def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
+        batch = experience(theta, len(lost))
+        _check_batch(setup, batch)
+        lost.append(batch.lost)
+        return batch.padded(setup.plan.fleet.horizon)  # a public shape, see padded
+
+    update, fault = _update(setup, trainer, parameters, collect)
     integers = setup.codec.encode_units(update.rows, rotation_seed=rotation_seed, entropy=entropy)
     if setup.mechanism is not None:
         integers = integers + setup.mechanism.sample_share(entropy)
-    return Contribution(vector=setup.codec.to_ring(integers), batch_id=update.batch_id, fault=fault)
+    return Contribution(
+        vector=setup.codec.to_ring(integers),
+        batch_id=update.batch_id,
+        fault=fault,
+        lost=sum(lost),
+    )
 
 
 def _update(
     setup: RoundSetup,
     trainer: LocalTrainer,
     parameters: NDArray[np.float64],
-    experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
+    collect: Callable[[NDArray[np.float64]], TrajectoryBatch],
 ) -> tuple[LocalUpdate, EnvironmentFault | None]:
     try:
         with _faults():
-            update = _trained(setup, trainer, parameters, experience)
+            if setup.plan.unit is Unit.AGENT:
+                return trainer.local_steps(parameters, collect), None
+            return trainer.local_update(parameters, collect(parameters)), None
     except EnvironmentFault as fault:
         zeros = LocalUpdate.zeros(
             num_units=setup.plan.units_per_agent,
@@ -111,25 +128,6 @@ def _update(
             unit=setup.plan.unit,
         )
         return zeros, fault
-    return update, None
-
-
-def _trained(
-    setup: RoundSetup,
-    trainer: LocalTrainer,
-    parameters: NDArray[np.float64],
-    experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
-) -> LocalUpdate:
-    steps = iter(range(setup.plan.training.local_steps))
-
-    def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
-        batch = experience(theta, next(steps))
-        _check_batch(setup, batch)
-        return batch.padded(setup.plan.fleet.horizon)  # a public shape, see padded
-
-    if setup.plan.unit is Unit.AGENT:
-        return trainer.local_steps(parameters, collect)
-    return trainer.local_update(parameters, collect(parameters))
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def collect(
         horizon: most steps of a trajectory; a row cut here counts as truncated.
         rng: the agent's generator; first the resets, then the draws of 32 steps at a time.
     Returns:
-        B = env.num_envs trajectories. T is the longest trajectory of the batch, not the horizon:
+        B = env.num_envs trajectories; one whose environment failed is absent, the others are not
+        touched by that. T is the longest trajectory of the batch, not the horizon:
         this saves work inside the agent and never leaves it.
     Raises:
         ConfigurationError: parameters or spaces do not fit the policy, horizon below 1.
@@ -151,6 +152,7 @@ def roll_block(
         if 0 < kept.size < chunk.rows.size:
             env.select(kept)
             observations = observations[kept]
+    progress.forget(sorted(env.failures))
     return [_assemble(chunks, progress, agent) for agent in range(len(rngs))]
 
 
@@ -179,6 +181,13 @@ class _Progress:
         self.running = np.arange(rows)
         self.lengths = np.zeros(rows, dtype=np.int64)
         self.terminated = np.zeros(rows, dtype=np.bool_)
+        self.failed = np.zeros(rows, dtype=np.bool_)
+
+    def forget(self, rows: list[int]) -> None:
+        """Make the trajectories of failed rows absent."""
+        self.failed[rows] = True
+        self.lengths[rows] = 0
+        self.terminated[rows] = False
 
     def advance(self, chunk: _Chunk) -> NDArray[np.intp]:
         """Take note of a chunk; returns positions, within its rows, of those that go on."""
@@ -275,7 +284,7 @@ def _assemble(chunks: list[_Chunk], progress: _Progress, agent: int) -> Trajecto
     first, last = agent * progress.share, (agent + 1) * progress.share
     lengths = progress.lengths[first:last]
     terminated = progress.terminated[first:last].copy()
-    steps = int(lengths.max())
+    steps = max(int(lengths.max()), 1)
     observations = np.zeros((progress.share, steps, chunks[0].observations.shape[1]), np.float32)
     actions = np.zeros(
         (progress.share, steps, *chunks[0].actions.shape[2:]), chunks[0].actions.dtype
@@ -300,4 +309,5 @@ def _assemble(chunks: list[_Chunk], progress: _Progress, agent: int) -> Trajecto
         mask=mask,
         terminated=terminated,
         truncated=~terminated,
+        lost=int(np.count_nonzero(progress.failed[first:last])),
     )

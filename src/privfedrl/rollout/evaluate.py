@@ -44,4 +44,4 @@ def greedy_return(
         )
     finally:
         env.close()
-    return float(batch.returns.mean())
+    return float(batch.returns[batch.mask.any(axis=1)].mean())

@@ -30,6 +30,7 @@ class TrajectoryBatch:
         mask: bool [B, T], True for steps that happened; every row is True then False.
         terminated: bool [B], the environment's own end (no value beyond it).
         truncated: bool [B], cut by a time limit (the environment's or the horizon T).
+        lost: rows whose environment failed; they are absent (masked throughout). Private: local.
         batch_id: random identity; a ledger spends it once, so no trajectory feeds two releases.
     """
 
@@ -39,6 +40,7 @@ class TrajectoryBatch:
     mask: Bool
     terminated: Bool
     truncated: Bool
+    lost: int = 0
     batch_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     def __post_init__(self) -> None:
