@@ -368,3 +368,23 @@ def test_no_repr_shows_more_than_name_and_phase(world: Any) -> None:
     assert repr(agent) == f"Agent({VICTIM!r}, phase=IDLE)"
     agent.start(invitation(world.coordinator()))
     assert repr(agent) == f"Agent({VICTIM!r}, phase=ADVERTISED)"
+
+
+def test_hostile_bytes_in_the_middle_of_a_round_change_nothing(world: Any) -> None:
+    """Noise, cut and changed messages raise ProtocolError only; the round goes on."""
+    rng = np.random.default_rng(8)
+    coordinator = world.coordinator()
+    messages = coordinator.open_round()
+    while not coordinator.finished:
+        if len(world.sent[VICTIM]) > 0:
+            good = delivery(messages).data
+            mutated = bytearray(good)
+            mutated[int(rng.integers(len(good)))] ^= 1 << int(rng.integers(8))
+            for data in (b"", rng.bytes(90), good[:-1], good + b"\x00", bytes(mutated)):
+                with pytest.raises(ProtocolError):
+                    world.agents[VICTIM].receive(data)
+                with pytest.raises(ProtocolError):
+                    coordinator.receive(data)
+            assert not world.agents[VICTIM].finished
+        messages = world.exchange(coordinator, messages)
+    assert coordinator.result().survivors == world.names

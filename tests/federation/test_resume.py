@@ -255,6 +255,16 @@ def test_a_damaged_file_never_continues_silently(
         assert ledger.verify().reservations == 2  # refused before anything was charged
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_its_header_is_not_mistaken_for_a_new_one(
+    halted: tuple[Plan, Path], make_plan: Callable[..., Plan], resume: bool
+) -> None:
+    _, out = halted
+    (out / "run.json").unlink()
+    with pytest.raises(StorageError, match=r"lost its run\.json"):
+        run(make_plan(privacy={"epsilon": 4.0}), out, resume=resume)
+
+
 def test_a_checkpoint_of_another_run_is_refused(halted: tuple[Plan, Path], tmp_path: Path) -> None:
     plan, out = halted
     run(plan, tmp_path / "other")

@@ -71,12 +71,19 @@ class Promise:
         """JSON-ready."""
         return asdict(self)
 
+    def _mechanism_text(self) -> str:
+        if self.mechanism == "none":
+            return "none: no noise is added and nothing is promised"
+        return (
+            f"{self.mechanism}, noise multiplier {self.noise_multiplier:.3f} carried by the honest "
+            "floor alone"
+        )
+
     def __str__(self) -> str:
         lines = [
             f"plan         {self.plan_name}  (digest {self.plan_digest[:16]}…)",
             f"unit         {self.unit}, {_times(self.releases_per_unit)} charged in a run",
-            f"mechanism    {self.mechanism}, noise multiplier {self.noise_multiplier:.3f} "
-            "carried by the honest floor alone",
+            f"mechanism    {self._mechanism_text()}",
             f"protection   {self.protection}, threshold {self.threshold}, honest floor "
             f"{self.honest_floor}, {self.tolerated_dropouts} dropouts tolerated per round",
             f"vector       {self.num_parameters} parameters, {self.vector_length} coordinates on "
@@ -189,4 +196,4 @@ def _times(count: int) -> str:
 
 
 def _figure(epsilon: float | None) -> str:
-    return "none" if epsilon is None else f"{epsilon:.4f}"
+    return "no bound" if epsilon is None else f"{epsilon:.4f}"

@@ -176,6 +176,8 @@ def _header(
 ) -> RunHeader:
     header = directory.header()
     if header is None:
+        if directory.restore() is not None:  # the header is written before any checkpoint
+            raise StorageError(f"run directory {str(directory.path)!r} has lost its run.json")
         header = RunHeader(
             format=FORMAT,
             plan_digest=plan.digest.hex(),
