@@ -123,7 +123,7 @@ def test_an_exhausted_budget_exits_with_1_and_keeps_earlier_rounds(
     plan_text: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import privfedrl.federation.simulate as simulation
+    import privfedrl.federation.simulation as simulation
 
     def abort_later(names: Any, *, round_index: int, attempt: int, **_: Any) -> dict[str, int]:
         return dict.fromkeys(names[:3], 2) if round_index == 2 else {}

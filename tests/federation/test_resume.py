@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import privfedrl.federation.simulate as simulation
+import privfedrl.federation.simulation as simulation
 from privfedrl.errors import ConfigurationError, LedgerIntegrity, PrivfedrlError, StorageError
 from privfedrl.federation.participants import Participants
 from privfedrl.federation.run_directory import METRICS, ORACLE, RunDirectory

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import privfedrl.federation.simulate as simulation
+import privfedrl.federation.simulation as simulation
 from privfedrl.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -21,7 +21,7 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.federation.run_directory import METRICS, ORACLE, RunDirectory
-from privfedrl.federation.simulate import MAX_ATTEMPTS, Progress, Runtime, simulate
+from privfedrl.federation.simulate import Progress, Runtime, simulate
 from privfedrl.federation.simulated_round import DROPOUT_STAGES, dropout_schedule
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import DeterministicEntropy
@@ -193,7 +193,7 @@ def test_too_many_dropouts_abort_and_every_attempt_stays_charged(
     with Ledger.open(tmp_path / "run" / "ledger.db", read_only=True) as ledger:
         held = ledger.reservations()
         assert ledger.verify().settled == 0
-    assert len(held) == MAX_ATTEMPTS
+    assert len(held) == simulation.MAX_ATTEMPTS
     assert {one.charge.release_id.split("/")[-1] for one in held} == set("01234")
     assert released(tmp_path / "run") == []
 
@@ -227,7 +227,7 @@ def test_the_unprotected_control_also_needs_the_threshold(
     with pytest.raises(RoundAborted, match="3 survivors of 4"):
         simulate(plan, out=tmp_path / "run", seed=3, runtime=ONE)
     with Ledger.open(tmp_path / "run" / "ledger.db", read_only=True) as ledger:
-        assert len(ledger.reservations()) == MAX_ATTEMPTS
+        assert len(ledger.reservations()) == simulation.MAX_ATTEMPTS
 
 
 def test_the_dropout_schedule_is_public_and_uses_every_stage() -> None:

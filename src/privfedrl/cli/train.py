@@ -57,10 +57,11 @@ def _run(
     plan: Plan, out: Path, *, seed: int | None, resume: bool, workers: int | None
 ) -> tuple[Run, Path]:
     try:  # here, so that checking a plan or a ledger needs no torch
-        from privfedrl.federation.report import write_report
+        from privfedrl.federation.report import require_matplotlib, write_report
         from privfedrl.federation.simulate import Runtime, simulate
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "a dependency", extra="rl") from error
+    require_matplotlib()
     with _progress(plan) as show:
         run = simulate(
             plan,

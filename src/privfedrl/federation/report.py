@@ -24,7 +24,7 @@ from privfedrl.privacy import Statement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["write_report"]
+__all__ = ["require_matplotlib", "write_report"]
 
 Rows = Sequence[Mapping[str, Any]]
 ORACLE_LABEL = "oracle, simulation only"
@@ -44,6 +44,7 @@ def write_report(path: str | Path) -> Path:
         MissingExtraError: matplotlib is not installed.
         StorageError: the directory holds no complete run.
     """
+    require_matplotlib()
     directory = RunDirectory(Path(path))
     plan = directory.plan()
     released, oracle = directory.rows(METRICS), directory.rows(ORACLE)
@@ -68,11 +69,17 @@ def write_report(path: str | Path) -> Path:
     return directory.report
 
 
-def _picture(draw: Callable[[Axes], None]) -> bytes:
+def require_matplotlib() -> None:
+    """Raise MissingExtraError now rather than after an hour of training."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise MissingExtraError("matplotlib", extra="report") from error
+
+
+def _picture(draw: Callable[[Axes], None]) -> bytes:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.2, 3.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

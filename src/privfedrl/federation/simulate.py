@@ -9,68 +9,30 @@ named *oracle, simulation only*, apart from released metrics.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from privfedrl.envs import heterogeneous, nominal
-from privfedrl.errors import ConfigurationError, EnvironmentFault, RoundAborted, StorageError
-from privfedrl.federation.agent import Agent
-from privfedrl.federation.contribution import contribute, local_trainer
-from privfedrl.federation.coordinator import (
-    Coordinator,
-    FederationState,
-    RoundResult,
-    advance,
-    initial_federation_state,
-    next_attempt,
-    reserve_round,
-    settle_round,
-)
-from privfedrl.federation.fleet_experience import FleetExperience, generator
-from privfedrl.federation.guarantee import run_statement
+from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.federation.participants import Participants
 from privfedrl.federation.run_directory import (
     FORMAT,
-    METRICS,
-    ORACLE,
     RunDirectory,
     RunHeader,
     check_same_run,
-    write_atomically,
 )
-from privfedrl.federation.setup import RoundSetup, round_setup
-from privfedrl.federation.simulated_round import (
-    DROPOUT_STAGES,
-    ReplayedEntropy,
-    StageClock,
-    Traffic,
-    dropout_schedule,
-    run_round,
-)
-from privfedrl.federation.summary import RunSummary, released_row, summarise
+from privfedrl.federation.simulation import Progress, Run, Simulation
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import (
-    DeterministicEntropy,
     Entropy,
     is_deterministic,
     system_entropy,
 )
-from privfedrl.privacy import Ledger, Statement
-from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, greedy_return
-from privfedrl.secagg import AbortCode, ideal_sum
-from privfedrl.training import save_policy
+from privfedrl.rollout import RolloutWorkers
 
 __all__ = ["Progress", "Run", "Runtime", "simulate"]
-
-# an aborted round is tried again with fresh trajectories; more failures than this are no accident
-MAX_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,51 +47,6 @@ class Runtime:
 
     workers: int | None = None
     torch_threads: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """What a progress display may show after a round.
-
-    ``mean_return`` and ``greedy_return`` are oracle values of the simulation, not releases.
-    """
-
-    round: int
-    rounds: int
-    epsilon: float
-    survivors: int
-    dropouts: int
-    mean_return: float
-    greedy_return: float | None
-    released_return: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A finished simulation.
-
-    Attributes:
-        path: its directory.
-        parameters: float64 [d], the released policy.
-        summary: the figures of ``train --json``.
-        statement: the guarantee.
-    """
-
-    path: Path
-    plan: Plan
-    parameters: NDArray[np.float64]
-    summary: RunSummary
-    statement: Statement
-
-    @property
-    def mean_return(self) -> float:
-        """Oracle, simulation only: mean training return over the fleet in the last round."""
-        return self.summary.mean_return_last
-
-    @property
-    def ledger(self) -> Ledger:
-        """The coordinator's ledger, opened for reading."""
-        return Ledger.open(RunDirectory(self.path).ledger, read_only=True)
 
 
 def simulate(
@@ -205,12 +122,12 @@ def _simulation(
     header: RunHeader,
     runtime: Runtime,
     entropy: Entropy,
-) -> Iterator[_Simulation]:
+) -> Iterator[Simulation]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_torch_threads(runtime.torch_threads))
         participants = stack.enter_context(Participants.open(directory, plan, entropy))
         workers = stack.enter_context(RolloutWorkers(runtime.workers or os.cpu_count() or 1))
-        yield _Simulation(directory, plan, header, participants, workers, entropy)
+        yield Simulation(directory, plan, header, participants, workers, entropy)
 
 
 @contextlib.contextmanager
@@ -224,292 +141,3 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempted:
-    """A completed round and the abort codes of the attempts before it."""
-
-    state: FederationState
-    result: RoundResult
-    traffic: Traffic
-    failures: list[str]
-
-
-class _Simulation:
-    """The loop over rounds. Everything durable is in the directory and the ledgers."""
-
-    def __init__(
-        self,
-        directory: RunDirectory,
-        plan: Plan,
-        header: RunHeader,
-        participants: Participants,
-        workers: RolloutWorkers,
-        entropy: Entropy,
-    ) -> None:
-        self.directory, self.plan, self.header = directory, plan, header
-        self.participants, self.entropy = participants, entropy
-        self.setup: RoundSetup = round_setup(plan)
-        fleet = plan.fleet
-        specs = heterogeneous(
-            fleet.environment, level=fleet.level, agents=fleet.agents, seed=header.seed
-        )
-        self.experience = FleetExperience(self.setup, specs, seed=header.seed, workers=workers)
-        self.nominal = nominal(fleet.environment)
-        saved = directory.restore()
-        participants.verify(directory.anchors())
-        if saved is None:
-            rng = generator(header.seed, "initial policy")
-            self.state = initial_federation_state(
-                bytes.fromhex(header.task_id),
-                np.asarray(self.setup.policy.initial_parameters(rng), dtype=np.float64),
-            )
-            self.sums = {"wall_s": 0.0, "env_steps": 0.0}
-        else:
-            self.state, self.sums = saved
-        directory.cut()
-        self.run_one = self._protected if plan.protection.kind == "pairwise" else self._clear
-        self.replays: dict[str, ReplayedEntropy] = {}
-        self.agents = self._agents() if plan.protection.kind == "pairwise" else {}
-        self.trainers = {name: local_trainer(self.setup) for name in participants.agents}
-
-    def train(self, progress: Callable[[Progress], None]) -> None:
-        """Rounds from the state until the plan's last one."""
-        while self.state.round < self.plan.federation.rounds:
-            clock = StageClock()
-            attempted = self._attempts(clock)
-            greedy = self._evaluate(attempted.state, clock)
-            progress(self._record(attempted, greedy, clock))
-
-    def finish(self) -> Run:
-        """Policy, statement and summary of a complete run."""
-        path = self.directory.policy
-        save_policy(path, self.setup.policy, self.state.parameters, plan_digest=self.plan.digest)
-        statement = run_statement(
-            self.setup, self.participants.ledger, deterministic=self.header.deterministic
-        )
-        write_atomically(self.directory.statement, statement.to_json().encode())
-        summary = summarise(
-            self.plan,
-            released=self.directory.rows(METRICS),
-            oracle=self.directory.rows(ORACLE),
-            ledger=self.participants.ledger,
-            sums=self.sums,
-        )
-        write_atomically(self.directory.path / "summary.json", summary.to_json())
-        return Run(
-            path=self.directory.path,
-            plan=self.plan,
-            parameters=self.state.parameters,
-            summary=summary,
-            statement=statement,
-        )
-
-    def _agents(self) -> dict[str, Agent]:
-        return {
-            name: Agent(
-                self.plan,
-                identity=self.participants.identities[name],
-                registry=self.participants.registry,
-                ledger=self.participants.ledgers[name],
-                journal=self.participants.journals[name],
-                experience=self._experience_of(index),
-                entropy=self._agent_entropy(name),
-            )
-            for index, name in enumerate(self.participants.agents)
-        }
-
-    def _experience_of(
-        self, index: int
-    ) -> Callable[[NDArray[np.float64], int, int, int], TrajectoryBatch]:
-        return lambda theta, round_index, attempt, step: self.experience.of(
-            index, theta, round_index, attempt, step
-        )
-
-    def _entropy_of(self, name: str) -> Entropy:
-        """In a test: a stream for this participant, round and attempt; else the system's."""
-        if isinstance(self.entropy, DeterministicEntropy):
-            attempt = next_attempt(self.setup, self.participants.ledger, self.state)
-            return self.entropy.fork(f"{name}/{self.state.round}/{attempt}".encode())
-        return self.entropy
-
-    def _agent_entropy(self, name: str) -> Entropy:
-        """The same for an agent object, which outlives the round."""
-        if not isinstance(self.entropy, DeterministicEntropy):
-            return self.entropy
-        source = self.replays[name] = ReplayedEntropy()
-        return source
-
-    def _attempts(self, clock: StageClock) -> Attempted:
-        """Try the next round until it has a result; each try uses fresh trajectories."""
-        failures: list[str] = []
-        while True:
-            try:
-                state, result, traffic = self.run_one(clock)
-            except RoundAborted as aborted:
-                failures.append(aborted.code)
-                if len(failures) >= MAX_ATTEMPTS:
-                    raise
-                continue
-            return Attempted(state=state, result=result, traffic=traffic, failures=failures)
-
-    def _protected(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
-        coordinator = Coordinator(
-            self.plan,
-            identity=self.participants.identities["coordinator"],
-            registry=self.participants.registry,
-            ledger=self.participants.ledger,
-            state=self.state,
-            entropy=self._entropy_of("coordinator"),
-        )
-        for name, source in self.replays.items():
-            source.stream = self._entropy_of(name)
-        with clock.stage("secure aggregation"):
-            invitations = coordinator.open_round()
-        attempt = coordinator.attempt
-        dropouts = self._dropouts(attempt)
-        self._collect(attempt, dropouts, clock)
-        traffic = run_round(coordinator, self.agents, invitations, dropouts, clock)
-        with clock.stage("secure aggregation"):
-            result = coordinator.result()
-        self._refuse_if_all_failed(
-            [agent.fault for name, agent in self.agents.items() if dropouts.get(name) != 0]
-        )
-        return coordinator.state, result, traffic
-
-    def _clear(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
-        """The control without protection: the same vectors, summed in the clear in this process."""
-        streams = {name: self._entropy_of(name) for name in self.participants.agents}
-        with clock.stage("secure aggregation"):
-            ledger, entropy = self.participants.ledger, self._entropy_of("coordinator")
-            opening = reserve_round(self.setup, ledger, self.state, entropy)
-        dropouts = self._dropouts(opening.attempt)
-        self._collect(opening.attempt, dropouts, clock)
-        in_sum = DROPOUT_STAGES.index("consistency")
-        vectors, faults = {}, []
-        with clock.stage("training and encoding"):
-            for index, name in enumerate(self.participants.agents):
-                if dropouts.get(name, in_sum) < in_sum:
-                    continue
-                contribution = contribute(
-                    self.setup,
-                    self.trainers[name],
-                    self.state.parameters,
-                    experience=self._clear_experience(index, opening.attempt),
-                    rotation_seed=opening.seed,
-                    entropy=streams[name],
-                )
-                vectors[name] = contribution.vector
-                faults.append(contribution.fault)
-        needed = self.plan.fleet.agents - self.plan.tolerated_dropouts
-        if len(vectors) < needed:
-            raise RoundAborted(
-                AbortCode.THRESHOLD_NOT_MET.value, f"{len(vectors)} survivors of {needed} needed"
-            )
-        self._refuse_if_all_failed(faults)
-        with clock.stage("secure aggregation"):
-            settle_round(self.setup, ledger, opening, len(vectors))
-            total = ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits)
-            state, result = advance(
-                self.setup,
-                self.state,
-                opening,
-                total,
-                tuple(sorted(vectors)),
-                transcript=b"",
-                transcript_digest=bytes(32),
-            )
-        size = self.setup.codec.padded * self.plan.encoding.ring_bits // 8
-        return state, result, Traffic(up=dict.fromkeys(vectors, size))
-
-    def _clear_experience(
-        self, index: int, attempt: int
-    ) -> Callable[[NDArray[np.float64], int], TrajectoryBatch]:
-        source = self._experience_of(index)
-        return lambda theta, step: source(theta, self.state.round, attempt, step)
-
-    def _dropouts(self, attempt: int) -> dict[str, int]:
-        return dropout_schedule(
-            self.participants.agents,
-            dropouts=self.plan.simulation.dropouts_per_round,
-            seed=self.header.seed,
-            round_index=self.state.round,
-            attempt=attempt,
-        )
-
-    def _collect(self, attempt: int, dropouts: Mapping[str, int], clock: StageClock) -> None:
-        names = self.participants.agents
-        present = [k for k, name in enumerate(names) if dropouts.get(name) != 0]
-        with clock.stage("rollout"):
-            self.experience.prepare(self.state.parameters, self.state.round, attempt, present)
-
-    def _refuse_if_all_failed(self, faults: Sequence[EnvironmentFault | None]) -> None:
-        found = [fault for fault in faults if fault is not None]
-        if found and len(found) == len(faults):
-            raise EnvironmentFault(f"no agent's environment works: {found[0]}") from found[0]
-
-    def _evaluate(self, state: FederationState, clock: StageClock) -> float | None:
-        """Oracle, simulation only: greedy return on the nominal environment."""
-        simulation = self.plan.simulation
-        last = state.round == self.plan.federation.rounds
-        if state.round % simulation.evaluation_interval and not last:
-            return None
-        with clock.stage("oracle evaluation"):
-            return greedy_return(
-                self.setup.policy,
-                state.parameters,
-                self.nominal,
-                episodes=simulation.evaluation_episodes,
-                rng=generator(self.header.seed, "evaluation", state.round),
-                horizon=self.plan.fleet.horizon,
-            )
-
-    def _record(
-        self,
-        attempted: Attempted,
-        greedy: float | None,
-        clock: StageClock,
-    ) -> Progress:
-        """Rows first, then the checkpoint that makes the round count."""
-        result, state = attempted.result, attempted.state
-        batches = {
-            k: batch
-            for k, batch in self.experience.collected.items()
-            if isinstance(batch, TrajectoryBatch)
-        }
-        returns = {self.participants.agents[k]: float(b.returns.mean()) for k, b in batches.items()}
-        steps = self.experience.steps
-        spent = self.participants.ledger.spent().epsilon
-        released = released_row(self.plan, result, attempted.traffic, attempted.failures, spent)
-        mean_return = float(np.mean(list(returns.values()))) if returns else math.nan
-        self.directory.append(METRICS, released)
-        self.directory.append(
-            ORACLE,
-            {
-                "round": result.round,
-                "episodes_per_agent": (result.round + 1) * self.plan.fleet.trajectories,
-                "mean_return": mean_return if returns else None,
-                "agent_returns": returns,
-                "greedy_return": greedy,
-                "env_steps": steps,
-                "failed_environments": len(self.experience.collected) - len(batches),
-                "stage_s": clock.seconds,
-            },
-        )
-        if result.transcript:
-            self.directory.save_transcript(result.round, result.transcript)
-        self.sums["wall_s"] += clock.total()
-        self.sums["env_steps"] += steps
-        self.directory.save(state, self.sums, anchors=self.participants.heads())
-        self.state = state
-        return Progress(
-            round=state.round,
-            rounds=self.plan.federation.rounds,
-            epsilon=spent,
-            survivors=len(result.survivors),
-            dropouts=self.plan.fleet.agents - len(result.survivors),
-            mean_return=mean_return,
-            greedy_return=greedy,
-            released_return=result.released.mean_return,
-        )
