@@ -124,7 +124,7 @@ def test_a_row_cut_short_by_a_crash_is_replaced(
     killed_run(plan, out, RunDirectory, "append", call=3, after=True)
     with open(out / METRICS, "a", encoding="utf-8") as file:
         file.write('{"round": 2, "epsi')
-    (out / ".checkpoint.bin.abc123").write_bytes(b"half a checkpoint")
+    (out / ".privfedrl-partial-checkpoint.bin.abc123").write_bytes(b"half a checkpoint")
     run(plan, out, resume=True)
     check_complete(out, kills=1)
 

@@ -287,7 +287,7 @@ def _side_releases(setup: RoundSetup) -> SideReleasesField:
 def _not_covered() -> NotCoveredField:
     return NotCoveredField(
         correlated_data="a unit that is correlated with others can be inferred from them",
-        group_privacy="k units together lose up to k epsilon",
+        group_privacy="k units together lose up to k epsilon, at a larger delta",
         population_inference="what holds for the fleet as a whole is learned on purpose",
         poisoning="a malicious agent is bounded by its clip norm only if it clips; ranges are not "
         "proven",

@@ -37,6 +37,8 @@ __all__ = ["RunDirectory", "RunHeader", "check_same_run", "write_atomically"]
 FORMAT = "privfedrl-run/1"
 METRICS, ORACLE = "metrics.jsonl", "oracle_simulation_only.jsonl"
 _ROWS = (METRICS, ORACLE)
+# begins the name of a file that is still being written; nothing else in a directory has it
+_PARTIAL = ".privfedrl-partial-"
 
 
 class RunHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -255,9 +257,8 @@ class RunDirectory:
             if int(path.stem) >= rounds:
                 path.unlink()
         for folder in (self.path, self.path / "transcript", self.path / "keys"):
-            for path in folder.glob(".*"):
-                if path.is_file():  # a write that never came to its rename
-                    path.unlink()
+            for path in folder.glob(f"{_PARTIAL}*"):  # a write that never came to its rename
+                path.unlink()
 
     def save_transcript(self, round_index: int, data: bytes) -> None:
         """Keep the signed record of a round."""
@@ -272,7 +273,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """
     partial = ""
     try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
