@@ -17,15 +17,16 @@ ROOT = "privfedrl"
 # package -> packages of this library that it may import; itself is always allowed
 ALLOWED = {
     "errors": set(),
+    "durable_files": {"errors"},
     # protection: numpy, scipy, cryptography, msgspec; knows nothing of learning
     "primitives": {"errors"},
     "privacy": {"errors"},
     "encoding": {"errors", "privacy"},
-    "secagg": {"errors", "primitives"},
+    "secagg": {"errors", "durable_files", "primitives"},
     # learning: knows nothing of protection but the unit of privacy
     "envs": {"errors"},
     "rollout": {"errors", "envs"},
-    "training": {"errors", "rollout", "privacy.units"},
+    "training": {"errors", "durable_files", "rollout", "privacy.units"},
     # a plan names the parameters of all of them
     "plan": {"errors", "privacy.units", "plan_rules", "plan_values"},
     "plan_rules": {"plan"},
@@ -33,6 +34,7 @@ ALLOWED = {
     # where the two sides meet
     "federation": {
         "errors",
+        "durable_files",
         "primitives.random",
         "privacy",
         "encoding",
@@ -67,6 +69,7 @@ THIRD_PARTY = {
     "plan_rules": set(),
     "plan_values": set(),
     "errors": set(),
+    "durable_files": set(),
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from privfedrl.durable_files import write_atomically
 from privfedrl.errors import MissingExtraError, PrivacyError, StorageError
-from privfedrl.federation.run_directory import METRICS, ORACLE, RunDirectory, write_atomically
+from privfedrl.federation.run_directory import METRICS, ORACLE, RunDirectory
 from privfedrl.federation.summary import RunSummary
 from privfedrl.plan import Plan
 from privfedrl.privacy import Statement

@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +26,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from privfedrl.durable_files import PARTIAL, write_atomically
 from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.federation.coordinator import FederationState
 from privfedrl.federation.strategies import OptimizerState
 from privfedrl.plan import Plan
 
-__all__ = ["RunDirectory", "RunHeader", "check_same_run", "write_atomically"]
+__all__ = ["RunDirectory", "RunHeader", "check_same_run"]
 
 FORMAT = "privfedrl-run/1"
 METRICS, ORACLE = "metrics.jsonl", "oracle_simulation_only.jsonl"
 _ROWS = (METRICS, ORACLE)
-# begins the name of a file that is still being written; nothing else in a directory has it
-_PARTIAL = ".privfedrl-partial-"
 
 
 class RunHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -257,38 +255,12 @@ class RunDirectory:
             if int(path.stem) >= rounds:
                 path.unlink()
         for folder in (self.path, self.path / "transcript", self.path / "keys"):
-            for path in folder.glob(f"{_PARTIAL}*"):  # a write that never came to its rename
+            for path in folder.glob(f"{PARTIAL}*"):  # a write that never came to its rename
                 path.unlink()
 
     def save_transcript(self, round_index: int, data: bytes) -> None:
         """Keep the signed record of a round."""
         write_atomically(self.path / "transcript" / f"{round_index:06d}.bin", data)
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``data``, durably: the old content or the new, never a part.
-
-    Raises:
-        StorageError: disk full, no permission; the old content stays.
-    """
-    partial = ""
-    try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, mode)
-        os.replace(partial, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise StorageError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def check_same_run(header: RunHeader, plan: Plan, *, seed: int | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from privfedrl.durable_files import write_atomically
 from privfedrl.envs import heterogeneous, nominal
 from privfedrl.errors import EnvironmentFault, RoundAborted
 from privfedrl.federation.agent import Agent
@@ -36,7 +37,6 @@ from privfedrl.federation.run_directory import (
     ORACLE,
     RunDirectory,
     RunHeader,
-    write_atomically,
 )
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.simulated_round import (

@@ -18,6 +18,7 @@ from typing import Final, Literal, NoReturn
 
 import msgspec
 
+from privfedrl.durable_files import write_atomically
 from privfedrl.errors import ConfigurationError, LocalProtocolError, StorageError
 from privfedrl.primitives.random import Entropy, system_entropy
 from privfedrl.primitives.signing import Ed25519Signer, Signer, check_verify_key
@@ -95,7 +96,7 @@ class Identity:
             raise LocalProtocolError("this identity's key is not held in memory")
         secret = self._signer.secret_bytes().hex()
         record = _IdentityFile(format=_IDENTITY_FORMAT, name=self.name, secret_key=secret)
-        _write_atomically(Path(path), msgspec.json.encode(record) + b"\n", mode=0o600)
+        write_atomically(Path(path), msgspec.json.encode(record) + b"\n", mode=0o600)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
@@ -220,7 +221,7 @@ class Registry:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to ``path``, durably and all or nothing."""
-        _write_atomically(Path(path), self.to_json().encode(), mode=0o644)
+        write_atomically(Path(path), self.to_json().encode(), mode=0o644)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Registry:
@@ -260,22 +261,3 @@ def _read(path: Path, *, private: bool) -> bytes:
         raise
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _write_atomically(path: Path, data: bytes, *, mode: int) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error

@@ -6,14 +6,13 @@ architecture that it was saved for. safetensors holds numbers only; loading runs
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privfedrl.durable_files import write_atomically
 from privfedrl.errors import ConfigurationError, MissingExtraError, StorageError
 from privfedrl.rollout.policies import MlpPolicy
 
@@ -43,7 +42,7 @@ def save_policy(
     except ImportError as error:
         raise MissingExtraError("safetensors", extra="rl") from error
     tensor = np.ascontiguousarray(parameters, dtype=np.float64)
-    _write_atomically(Path(path), save({TENSOR: tensor}, metadata=metadata))
+    write_atomically(Path(path), save({TENSOR: tensor}, metadata=metadata))
 
 
 def load_policy(
@@ -83,31 +82,3 @@ def _read(path: Path) -> tuple[dict[str, str], NDArray[np.float64]]:
             return dict(file.metadata() or {}), file.get_tensor(TENSOR)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot read policy file {path}: {error}") from error
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write a sibling file, force it to disk, then rename it over ``path``."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write policy file {path}: {error}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
