@@ -15,6 +15,7 @@ from privfedrl.plan import Plan
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.privacy import DistributedSkellam
 from privfedrl.rollout import TrajectoryBatch, collect
+from privfedrl.training import LocalTrainer, LocalUpdate
 
 PLAN = """
 name = "one-agent"
@@ -78,6 +79,39 @@ def test_removing_the_longest_trajectory_leaves_every_bit_of_the_other_rows(
     others = [index for index in range(len(rows[0])) if index != longest]
     assert rows[0][others].tobytes() == rows[1][others].tobytes()
     assert not rows[1][longest].any()
+
+
+@pytest.mark.parametrize("longest", [1, 17, 90])
+def test_training_sees_the_public_horizon_however_long_the_trajectories_are(
+    setup: RoundSetup, batch: TrajectoryBatch, longest: int
+) -> None:
+    """Kernels may sum in another order when the shape changes, so the shape must not tell."""
+    mask = batch.mask & (np.arange(batch.mask.shape[1]) < longest)
+    steps = int(mask.any(axis=0).sum())
+    cut = TrajectoryBatch(
+        observations=batch.observations[:, :steps],
+        actions=batch.actions[:, :steps],
+        rewards=batch.rewards[:, :steps],
+        mask=mask[:, :steps],
+        terminated=batch.terminated,
+        truncated=batch.truncated,
+    )
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(LocalTrainer):
+        def local_update(self, parameters: np.ndarray, batch: TrajectoryBatch) -> LocalUpdate:
+            seen.append(batch.observations.shape[:2])
+            return super().local_update(parameters, batch)
+
+    contribute(
+        setup,
+        Watched(setup.policy, local_trainer(setup).settings),
+        np.zeros(setup.policy.num_parameters),
+        experience=lambda theta, step: cut,
+        rotation_seed=bytes(32),
+        entropy=DeterministicEntropy(b"shape"),
+    )
+    assert seen == [(setup.plan.fleet.trajectories, setup.plan.fleet.horizon)]
 
 
 def _rows_of(
