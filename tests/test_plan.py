@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from privfedrl.encoding.lanes import MAX_LANE_BITS, MIN_LANE_BITS
 from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.plan import (
     EncodingPlan,
@@ -283,6 +284,9 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("fleet", {"agents": 257}, "fleet.agents must lie in [2, 256]"),
     ("encoding", {"ring_bits": 48}, "encoding.ring_bits"),
     ("encoding", {"resolution": 0}, "encoding.resolution"),
+    ("encoding", {"ring_bits": 64, "lane_bits": MIN_LANE_BITS - 1}, "encoding.lane_bits"),
+    ("encoding", {"ring_bits": 64, "lane_bits": MAX_LANE_BITS + 1}, "encoding.lane_bits"),
+    ("encoding", {"lane_bits": 21}, "encoding.lane_bits packs coordinates into 64-bit words"),
     ("simulation", {"dropouts_per_round": 7}, "simulation.dropouts_per_round"),
     ("simulation", {"evaluation_interval": 0}, "simulation.evaluation_interval"),
     ("simulation", {"evaluation_episodes": 0}, "simulation.evaluation_episodes"),
@@ -310,6 +314,9 @@ def test_a_broken_rule_names_the_parameter(
         ("policy", {"hidden": (8.0,)}, "policy.hidden must be a tuple of integers"),
         ("privacy", {"mean_return": 3}, "privacy.mean_return must be MeanReturnRelease"),
         ("federation", {"server_optimizer": "lion"}, "federation.server_optimizer must be one of"),
+        ("encoding", {"lane_bits": "auto"}, "encoding.lane_bits must be int"),
+        ("encoding", {"lane_bits": 21.0}, "encoding.lane_bits must be int"),
+        ("encoding", {"headroom": "best-case"}, "encoding.headroom must be one of"),
     ],
 )
 def test_a_wrong_type_in_code_is_refused_like_one_in_a_file(
@@ -329,6 +336,7 @@ def test_numpy_floats_are_numbers() -> None:
     [
         ({"encoding": {"resolution": 2**30}}, "resolution|ring_bits"),
         ({"encoding": {"resolution": 2**15}, "fleet": {"trajectories": 65_536}}, "too narrow"),
+        ({"encoding": {"ring_bits": 64, "lane_bits": 16}}, "lane_bits = 16 .* fits has 17 bits"),
         ({"privacy": {"epsilon": 1e-9}}, "epsilon"),
         ({"simulation": {"dropouts_per_round": 3}}, "dropouts_per_round must be <="),
     ],
@@ -374,7 +382,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "clip_norm": 2.0,
         "mean_return": MeanReturnRelease(low=0.0, high=1.0),
     },
-    "encoding": {"ring_bits": 64, "resolution": 512},
+    "encoding": {"ring_bits": 64, "resolution": 512, "headroom": "rotated"},
     "protection": {"kind": "none", "threshold": 5, "min_clients": 4, "min_honest": 2},
 }
 ALL_CHANGES = [
@@ -406,20 +414,24 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested = {section: set(keys) for section, keys in CHANGED.items()}
     tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
     tested["privacy"] |= {"unit", "max_trajectories_per_unit"}
+    tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
     for section in dataclasses.fields(Plan):
         value = getattr(tiny(), section.name)
         if section.name not in ("name", "simulation"):
             assert {f.name for f in dataclasses.fields(value)} == tested[section.name]
     discounted = tiny().replace("training", gamma=0.5)
     assert discounted.replace("training", truncation="continue").digest != discounted.digest
+    widths = (None, *range(MIN_LANE_BITS, MAX_LANE_BITS + 1))
+    packed = {tiny(encoding={"ring_bits": 64, "lane_bits": bits}).digest for bits in widths}
+    assert len(packed) == len(widths)
 
 
 def test_the_digest_never_changes_between_releases_by_accident() -> None:
     assert tiny().digest.hex().startswith(DIGEST_OF_TINY)
 
 
-# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/1" with it
-DIGEST_OF_TINY = "427eb31c33607af6"
+# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/2" with it
+DIGEST_OF_TINY = "5f7956a1e45adabf"
 
 
 # --- the promise -------------------------------------------------------------------------------
@@ -509,6 +521,45 @@ def test_the_headroom_is_positive_and_shrinks_by_a_bit_per_doubled_resolution() 
     second = tiny(encoding={"resolution": 2048}).check().headroom_bits
     assert first > second > 0
     assert 0.8 < first - second < 1.2
+
+
+LANES = {"ring_bits": 64, "lane_bits": 21}
+
+
+def test_lanes_shrink_the_vector_and_change_nothing_that_is_promised() -> None:
+    plain, packed = tiny().check(), tiny(encoding=LANES).check()
+    assert (plain.vector_length, packed.vector_length) == (64, 22)  # 3 coordinates in 8 bytes
+    assert plain.num_coordinates == packed.num_coordinates == 64
+    saved = plain.bytes_up_per_agent_round - packed.bytes_up_per_agent_round
+    assert 0 <= saved - (64 * 4 - 22 * 8) <= 2  # a shorter vector has a shorter length field
+    assert packed.views == plain.views
+    assert packed.noise_multiplier == plain.noise_multiplier
+    assert packed.headroom_bits == pytest.approx(plain.headroom_bits - 11)
+    assert "21-bit lanes, 17 would fit" in str(packed)
+    assert "lanes" not in str(plain)
+
+
+def test_the_narrowest_width_that_check_names_is_accepted_and_one_less_is_not() -> None:
+    fits = tiny().check().narrowest_lane_bits
+    assert tiny(encoding=LANES | {"lane_bits": fits}).check().headroom_bits >= 0
+    with pytest.raises(ConfigurationError, match=f"fits has {fits} bits"):
+        tiny(encoding=LANES | {"lane_bits": fits - 1}).check()
+
+
+def test_the_rotated_headroom_is_asked_for_by_name_and_printed() -> None:
+    wide = {"policy": {"hidden": (512,)}, "fleet": {"trajectories": 100}}
+    counted = tiny(**wide).check()
+    rotated = tiny(**wide, encoding={"headroom": "rotated"}).check()
+    assert (counted.headroom_rule, rotated.headroom_rule) == ("worst-case", "rotated")
+    assert rotated.narrowest_lane_bits < counted.narrowest_lane_bits
+    assert rotated.views == counted.views
+    assert "bits of rotated headroom" in str(rotated)
+    assert "bits of worst-case headroom" in str(counted)
+
+
+def test_an_unprotected_plan_counts_the_bytes_of_its_words() -> None:
+    promise = tiny(protection={"kind": "none"}, encoding=LANES).check()
+    assert promise.bytes_up_per_agent_round == 22 * 8
 
 
 def test_checking_a_plan_loads_neither_torch_nor_gymnasium() -> None:

@@ -90,12 +90,14 @@ class AuthenticationFailed(ProtocolError):
 class RoundAborted(ProtocolError):
     """The round ended without a result.
 
-    ``code`` is one of the names in ``privfedrl.secagg.phases.AbortCode``.
+    ``code`` is one of the names in ``privfedrl.secagg.phases.AbortCode``; ``evidence`` holds the
+    signed frames that prove somebody's fault to a third party, where there are any.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, evidence: tuple[bytes, ...] = ()) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.evidence = evidence
 
 
 class PrivacyError(PrivfedrlError):

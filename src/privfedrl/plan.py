@@ -158,10 +158,16 @@ class EncodingPlan:
     Attributes:
         ring_bits: 32 or 64; residues are summed modulo 2^ring_bits.
         resolution: grid steps per clip norm.
+        lane_bits: bits of a coordinate when several share a 64-bit word; None = a word each.
+        headroom: what a coordinate of the sum is taken to reach: "worst-case" holds for every
+            input; "rotated" trusts the public rotation to spread inputs that do not know its seed.
+            A sum that goes beyond wraps, which costs accuracy and never privacy.
     """
 
     ring_bits: int = 32
     resolution: int = 1024
+    lane_bits: int | None = None
+    headroom: Literal["worst-case", "rotated"] = "worst-case"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +262,7 @@ class Plan:
         pinned = canonical(self)
         del pinned["name"], pinned["simulation"]
         text = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(b"pfrl-plan/1\x00" + text.encode()).digest()
+        return hashlib.sha256(b"pfrl-plan/2\x00" + text.encode()).digest()
 
     @property
     def unit(self) -> Unit:

@@ -200,7 +200,16 @@ def _encoding_rules(plan: Plan) -> list[str]:
     encoding, problems = plan.encoding, []
     if encoding.ring_bits not in (32, 64):
         problems.append(f"encoding.ring_bits must be 32 or 64, got {encoding.ring_bits}")
-    return [*problems, *_number("encoding.resolution", encoding.resolution, low=1, high=2**30)]
+    problems += _number("encoding.resolution", encoding.resolution, low=1, high=2**30)
+    if encoding.lane_bits is not None:
+        # 32: encoding.lanes.MAX_LANE_BITS, a test keeps them equal; wider lanes would pack nothing
+        problems += _number("encoding.lane_bits", encoding.lane_bits, low=2, high=32)
+        if encoding.ring_bits != 64:
+            problems.append(
+                "encoding.lane_bits packs coordinates into 64-bit words: it needs "
+                f"encoding.ring_bits = 64, got {encoding.ring_bits}"
+            )
+    return problems
 
 
 def _simulation_rules(plan: Plan) -> list[str]:

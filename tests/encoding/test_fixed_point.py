@@ -1,5 +1,6 @@
 """A ring sum decodes to the sum of the units, and one unit moves it by a bounded integer vector."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -210,8 +211,158 @@ def test_ring_vectors_of_another_type_or_length_are_refused() -> None:
         ("max_units", True),
         ("noise_variance", -1),
         ("noise_variance", 1.5),
+        ("headroom_rule", "best-case"),
+        ("headroom_rule", None),
     ],
 )
 def test_parameters_out_of_range_are_refused(name: str, bad: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         codec(**{name: bad})
+
+
+# --- several coordinates in a word --------------------------------------------------------------
+
+
+def packed(**changes: Any) -> FixedPoint:
+    """The codec of ``codec`` in 64-bit words with the narrowest lanes that hold its sum."""
+    plain = codec(**{"ring_bits": 64, **changes})
+    return dataclasses.replace(plain, lane_bits=plain.narrowest_lane_bits)
+
+
+@given(
+    st.integers(1, 70),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+    st.sampled_from([0, 9, 10**6]),
+    st.sampled_from([1, 40, 1000]),
+    st.sampled_from(["worst-case", "rotated"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_lanes_change_no_bit_of_a_decoded_sum(
+    dimension: int, agents: int, seed: int, variance: int, resolution: int, rule: str
+) -> None:
+    shape = {"dimension": dimension, "noise_variance": agents * variance, "resolution": resolution}
+    lanes = packed(**shape, headroom_rule=rule)
+    entropy = stream(seed)
+    vectors = []
+    for agent in range(agents):
+        rows = clipped(3, dimension, 2.0, seed + agent)
+        vector = lanes.encode_units(rows, rotation_seed=SEED, entropy=entropy)
+        if variance:
+            vector = vector + SkellamSampler(variance, entropy=entropy).sample(lanes.padded)
+        vectors.append(vector)
+    assert np.abs(np.sum(vectors, axis=0)).max() <= lanes.headroom
+    found = []
+    for one in (lanes, codec(**shape), codec(**shape, ring_bits=64)):
+        ring = [one.to_ring(vector) for vector in vectors]
+        assert all(vector.shape == (one.words,) for vector in ring)
+        total: Any = np.sum(ring, axis=0, dtype=ring[0].dtype)
+        found.append(one.decode_sum(total, rotation_seed=SEED).tobytes())
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("resolution", [1, 50, 1000, 10**5])
+def test_a_sum_at_the_headroom_in_every_lane_is_decoded_exactly(resolution: int, sign: int) -> None:
+    lanes = packed(resolution=resolution)
+    plain = codec(ring_bits=64, resolution=resolution)
+    total = np.full(lanes.padded, sign * lanes.headroom, dtype=np.int64)
+    total[::3] *= -1
+    # summands that fit nowhere: only what they add up to has to
+    far = np.arange(lanes.padded, dtype=np.int64) * 2**57
+    parts: Any = [lanes.to_ring(far), lanes.to_ring(total - far)]
+    decoded = lanes.decode_sum(parts[0] + parts[1], rotation_seed=SEED)
+    expected = plain.decode_sum(plain.to_ring(total), rotation_seed=SEED)
+    assert np.array_equal(decoded, expected)
+
+
+@given(
+    st.integers(1, 2000), st.integers(0, 10**6), st.integers(1, 10**5), st.sampled_from([1, 300])
+)
+@settings(max_examples=60, deadline=None)
+def test_lanes_narrower_than_the_headroom_are_refused_and_the_message_says_what_fits(
+    units: int, variance: int, resolution: int, dimension: int
+) -> None:
+    shape = {
+        "ring_bits": 64,
+        "max_units": units,
+        "noise_variance": variance,
+        "resolution": resolution,
+        "dimension": dimension,
+    }
+    fits = codec(**shape).narrowest_lane_bits
+    if fits <= 32:
+        assert codec(**shape, lane_bits=fits).headroom < 2 ** (fits - 1)
+    if 3 <= fits <= 33:
+        with pytest.raises(ConfigurationError, match=f"lane_bits = {fits - 1} is too narrow") as no:
+            codec(**shape, lane_bits=fits - 1)
+        advice = f"fits has {fits} bits" if fits <= 32 else "leave lane_bits out"
+        assert advice in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lane_bits": 21}, "lane_bits needs ring_bits = 64, got 32"),
+        ({"ring_bits": 64, "lane_bits": 1}, "lane_bits must be an integer in 2 .. 32"),
+        ({"ring_bits": 64, "lane_bits": 33}, "lane_bits must be an integer in 2 .. 32"),
+        ({"ring_bits": 64, "lane_bits": 21.0}, "lane_bits must be an integer in 2 .. 32"),
+        ({"ring_bits": 64, "lane_bits": True}, "lane_bits must be an integer in 2 .. 32"),
+        ({"ring_bits": 64, "lane_bits": 16, "max_units": 10**9}, "leave lane_bits out"),
+    ],
+)
+def test_lanes_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        codec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "noise_multiplier", "bytes_each"),
+    [("worst-case", 0, 4.0), ("worst-case", 3, 4.0), ("rotated", 0, 2.0), ("rotated", 3, 2.67)],
+)
+def test_bytes_of_a_million_sixteen_bit_values_of_a_hundred_agents(
+    rule: str, noise_multiplier: int, bytes_each: float
+) -> None:
+    one = packed(
+        dimension=2**20,
+        resolution=2**15,
+        noise_variance=(noise_multiplier * 2**15) ** 2,
+        headroom_rule=rule,
+    )
+    assert 8 * one.words / one.dimension == pytest.approx(bytes_each, abs=0.005)
+
+
+@pytest.mark.statistical
+def test_a_million_sixteen_bit_values_of_a_hundred_agents_pass_through_lanes_of_21_bits() -> None:
+    """A hundred agents that all send one spike, and noise as large as the clip (multiplier 1).
+
+    The sum leaves its lanes with probability at most 2^-40 < 1e-6 over seed and noise, both fixed.
+    """
+    size, noise = 2**20, 2**30
+    shape: dict[str, Any] = {"dimension": size, "resolution": 2**15, "noise_variance": noise}
+    lanes = codec(**shape, ring_bits=64, lane_bits=21, headroom_rule="rotated")
+    plain = codec(**shape, ring_bits=64)
+    spike = np.zeros((1, size))
+    spike[0, 5] = 2.0
+    total: Any = lanes.to_ring(SkellamSampler(noise, entropy=stream(1)).sample(size))
+    direct: Any = plain.to_ring(SkellamSampler(noise, entropy=stream(1)).sample(size))
+    for agent in range(4):
+        vector = lanes.encode_units(spike, rotation_seed=SEED, entropy=stream(2 + agent))
+        for _ in range(25):
+            total = total + lanes.to_ring(vector)
+            direct = direct + plain.to_ring(vector)
+    assert 8 * total.size <= 2.7 * size
+    found = lanes.decode_sum(total, rotation_seed=SEED)
+    assert np.array_equal(found, plain.decode_sum(direct, rotation_seed=SEED))
+    with pytest.raises(ConfigurationError, match="narrowest lane that fits has 23 bits"):
+        codec(**shape, ring_bits=64, lane_bits=21)
+
+
+def test_packed_vectors_of_another_type_or_length_are_refused() -> None:
+    fixed = codec(ring_bits=64, lane_bits=21)
+    assert fixed.words == 6  # 16 coordinates, 3 to a word
+    for total in (np.zeros(16, dtype=np.uint64), np.zeros(6, dtype=np.uint32)):
+        with pytest.raises(EncodingError, match=r"total must be uint64 \[6\]"):
+            fixed.decode_sum(total, rotation_seed=SEED)
+    with pytest.raises(EncodingError, match=r"vector must be int64 \[16\]"):
+        fixed.to_ring(np.zeros(6, dtype=np.int64))

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from privfedrl.errors import ConfigurationError, RemoteProtocolError
 from privfedrl.primitives import shamir
 from privfedrl.primitives.random import DeterministicEntropy
-from privfedrl.primitives.shamir import LIMBS, PRIME, combine, decode_shares, encode_share, split
+from privfedrl.primitives.shamir import (
+    LIMBS,
+    MAX_SHARES,
+    PRIME,
+    combine,
+    combine_each,
+    decode_shares,
+    encode_share,
+    extrapolate,
+    split,
+)
 
 ENTROPY = DeterministicEntropy(b"shamir")
 VECTORS = Path(__file__).parents[1] / "vectors" / "shamir.json"
@@ -78,11 +88,20 @@ def test_frozen_vectors_still_interpolate() -> None:
         )
         encoded = [encode_share(share).hex() for share in shares]
         assert encoded == case["shares"]
+        sparse = split(
+            [secret],
+            threshold=case["threshold"],
+            points=case["points"],
+            entropy=DeterministicEntropy(seed),
+        )
+        assert [encode_share(share).hex() for share in sparse] == case["shares_at_points"]
         for subset in combinations(range(case["num_shares"]), case["threshold"]):
             rows = np.stack(
                 [decode_shares(bytes.fromhex(case["shares"][k]), count=1) for k in subset]
             )
             assert combine(rows, [k + 1 for k in subset]) == (secret,)
+            at = [case["points"][k] for k in subset]
+            assert combine(sparse[list(subset)], at) == (secret,)
 
 
 @pytest.mark.statistical
@@ -146,10 +165,127 @@ def test_secrets_of_another_length_are_refused() -> None:
         split([bytes(31)], threshold=1, num_shares=1, entropy=ENTROPY)
 
 
-@pytest.mark.parametrize("points", [[1, 1], [0, 1], [1, PRIME]])
+@pytest.mark.parametrize("points", [[1, 1], [0, 1], [1, PRIME], [-1, 1], [1, PRIME + 1]])
 def test_repeated_or_forbidden_points_are_refused(points: list[int]) -> None:
     with pytest.raises(ConfigurationError, match="points"):
         combine(np.zeros((2, 1, LIMBS), np.uint16), points)
+    with pytest.raises(ConfigurationError, match="points"):
+        combine_each(np.zeros((1, 2, LIMBS), np.uint16), np.array([points]))
+    with pytest.raises(ConfigurationError, match="points"):
+        split([bytes(32)], threshold=2, points=points, entropy=ENTROPY)
+
+
+def test_one_of_points_and_num_shares_must_be_given() -> None:
+    for arguments in ({}, {"points": [1, 2], "num_shares": 2}):
+        with pytest.raises(ConfigurationError, match="either points or num_shares"):
+            split([bytes(32)], threshold=1, entropy=ENTROPY, **arguments)
+
+
+def test_more_shares_than_points_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="threshold"):
+        split([bytes(32)], threshold=3, points=[5, 6], entropy=ENTROPY)
+
+
+def test_shares_are_values_at_the_stated_points() -> None:
+    points = [MAX_SHARES, 9, 4_711, 1, 30_000, 65_000]
+    secrets = [bytes(range(32)), b"\xff" * 32]
+    shares = split(secrets, threshold=4, points=points, entropy=ENTROPY)
+    for column, secret in enumerate(secrets):
+        for limb in range(LIMBS):
+            values = [(x, int(shares[row, column, limb])) for row, x in enumerate(points)]
+            number = int.from_bytes(secret, "little") >> 15 * limb & 0x7FFF
+            assert interpolate(values[:4], 0) == interpolate(values[2:], 0) == number
+            for x, value in values[4:]:
+                assert interpolate(values[:4], x) == value
+
+
+point_sets = st.lists(st.integers(1, MAX_SHARES), min_size=1, max_size=30, unique=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(points=point_sets, x=st.integers(-PRIME, 2 * PRIME), data=st.data())
+def test_extrapolation_is_exact_everywhere(points: list[int], x: int, data: st.DataObject) -> None:
+    target = data.draw(st.sampled_from([x, points[0], points[-1], PRIME]))
+    values = data.draw(
+        st.lists(st.integers(0, PRIME - 1), min_size=len(points), max_size=len(points))
+    )
+    shares = np.array(values, np.uint16)[:, np.newaxis, np.newaxis].repeat(LIMBS, axis=2)
+    expected = interpolate(list(zip(points, values, strict=True)), target)
+    assert (extrapolate(shares, points, target) == expected).all()
+
+
+@pytest.mark.parametrize("count", [67, 175, 318])
+def test_lagrange_weights_are_exact_for_large_sets(count: int) -> None:
+    rng = np.random.default_rng(count)
+    points = (rng.choice(MAX_SHARES, count, replace=False) + 1).tolist()
+    values = rng.integers(0, PRIME, count)
+    shares = values.astype(np.uint16)[:, np.newaxis, np.newaxis].repeat(LIMBS, axis=2)
+    expected = interpolate(list(zip(points, values.tolist(), strict=True)), 0)
+    assert (extrapolate(shares, points, 0) == expected).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), owners=st.integers(0, 9), threshold=st.integers(1, 12))
+def test_owners_with_holders_of_their_own_are_combined_at_once(
+    data: st.DataObject, owners: int, threshold: int
+) -> None:
+    secrets = data.draw(
+        st.lists(st.binary(min_size=32, max_size=32), min_size=owners, max_size=owners)
+    )
+    points = [
+        data.draw(
+            st.lists(
+                st.integers(1, MAX_SHARES), min_size=threshold, max_size=threshold, unique=True
+            )
+        )
+        for _ in range(owners)
+    ]
+    shares = [
+        split([secret], threshold=threshold, points=at, entropy=ENTROPY)[:, 0]
+        for secret, at in zip(secrets, points, strict=True)
+    ]
+    matrix = np.array(shares, np.uint16).reshape(owners, threshold, LIMBS)
+    at = np.array(points, np.int64).reshape(owners, threshold)
+    assert combine_each(matrix, at) == tuple(secrets)
+
+
+def test_blocks_of_owners_agree_with_one_owner_at_a_time() -> None:
+    owners, threshold = 150, 30  # several blocks of 2^16 // 30^2 = 72 owners
+    rng = np.random.default_rng(3)
+    shares = rng.integers(0, PRIME, (owners, threshold, LIMBS)).astype(np.uint16)
+    shares[7] = 0  # an owner whose secret is 32 zero bytes
+    points = np.stack([rng.choice(9_999, threshold, replace=False) + 1 for _ in range(owners)])
+    single = [combine(shares[k][:, np.newaxis], points[k].tolist())[0] for k in range(owners)]
+    assert combine_each(shares, points) == tuple(single)
+    assert single[7] == bytes(32)
+
+
+def test_one_repeated_point_among_many_owners_is_noticed() -> None:
+    points = np.tile(np.arange(1, 6), (200, 1))
+    points[199, 4] = points[199, 0]
+    with pytest.raises(ConfigurationError, match="distinct"):
+        combine_each(np.zeros((200, 5, LIMBS), np.uint16), points)
+
+
+@pytest.mark.parametrize("edge", [0, 1, 2, -1, -2, PRIME - 1])
+def test_reduction_is_exact_next_to_every_multiple_of_the_modulus(edge: int) -> None:
+    """Up to 2^50 in size, both signs, against Python's integers."""
+    rng = np.random.default_rng(0)
+    quotients = [0, 1, 2, 2**31, 2**34 - 1, *rng.integers(0, 2**34, 500).tolist()]
+    for sign in (1, -1):
+        numbers = [sign * quotient * PRIME + edge for quotient in quotients]
+        kept = [number for number in numbers if abs(number) <= 2**50]
+        reduced = shamir._reduce(np.array(kept, dtype=np.float64))
+        assert reduced.astype(np.int64).tolist() == [number % PRIME for number in kept]
+
+
+@settings(max_examples=100, deadline=None)
+@given(secret=st.binary(min_size=32, max_size=32))
+def test_limbs_are_the_fifteen_bit_digits_of_the_secret(secret: bytes) -> None:
+    limbs = shamir._to_limbs(secret)[0].tolist()
+    assert sum(limb << 15 * k for k, limb in enumerate(limbs)) == int.from_bytes(secret, "little")
+    assert max(limbs) < 2**15
+    assert shamir._from_limbs(np.array([limbs])) == (secret,)
 
 
 @pytest.mark.parametrize("shape", [(0, 1, LIMBS), (1, 1, LIMBS), (2, 1, LIMBS - 1)])
@@ -170,3 +306,24 @@ def test_malformed_shares_are_refused(data: bytes) -> None:
 def test_encoding_is_the_inverse_of_decoding() -> None:
     shares = split([b"x" * 32, b"y" * 32], threshold=2, num_shares=2, entropy=ENTROPY)
     assert (decode_shares(encode_share(shares[1]), count=2) == shares[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "points"),
+    [
+        ((2, 3, LIMBS), (2, 2)),
+        ((2, 3, LIMBS), (1, 3)),
+        ((2, 3, LIMBS - 1), (2, 3)),
+        ((2, 3), (2, 3)),
+        ((2, 0, LIMBS), (2, 0)),
+        ((3, LIMBS), (3,)),
+    ],
+)
+def test_batches_of_another_shape_are_refused(
+    shares: tuple[int, ...], points: tuple[int, ...]
+) -> None:
+    at = np.arange(1, 1 + int(np.prod(points))).reshape(points)
+    with pytest.raises(ConfigurationError, match="points"):
+        combine_each(np.zeros(shares, np.uint16), at)
+    with pytest.raises(ConfigurationError, match="points"):
+        combine_each(np.zeros(shares, np.uint16), at.astype(np.float64))

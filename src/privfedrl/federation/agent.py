@@ -25,7 +25,7 @@ from privfedrl.federation.contribution import Contribution, contribute, local_tr
 from privfedrl.federation.local_experience import LocalExperience
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
-from privfedrl.primitives.random import Entropy, system_entropy
+from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.secagg import (
@@ -60,6 +60,7 @@ class Agent:
         experience: collects one fresh batch; see :data:`Experience`. Exactly one of the two.
         journal: durable record of single-use steps. It must outlive the process.
         entropy: source of keys, masks and noise; the system's unless a test says otherwise.
+        clock: seconds since 1970-01-01 UTC, read once when a round is opened.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Agent:
         environment: EnvSpec | VectorEnv | None = None,
         experience: Experience | None = None,
         entropy: Entropy = system_entropy,
+        clock: Clock = system_clock,
     ) -> None:
         if plan.protection.kind == "none":
             raise ConfigurationError(
@@ -88,6 +90,7 @@ class Agent:
         self._experience = _experience(self._setup, environment, experience)
         self._journal = journal
         self._entropy = entropy
+        self._clock = clock
         self._client: SecAggClient | None = None
         self._reservation: int | None = None
         self._config: RoundConfig | None = None
@@ -122,9 +125,11 @@ class Agent:
             raise LocalProtocolError("start: a round is in progress; finish or drop it first")
         num_parameters = self._setup.policy.num_parameters
         signed, parameters = unpack_broadcast(broadcast, num_parameters=num_parameters)
-        config = self._verified(signed, parameters)
+        now = self._clock()
+        config = self._verified(signed, parameters, now)
         contribution = self._contribution(config, parameters)
-        self._client = self._new_client()
+        # training may take longer than the clocks may differ: the round is judged by its opening
+        self._client = self._new_client(clock=lambda: now)
         self._config = config
         self._reservation = None
         return self._client.start(
@@ -147,7 +152,7 @@ class Agent:
         """Forget the round in progress; a charge that was made stands."""
         self._client = None
 
-    def _new_client(self) -> SecAggClient:
+    def _new_client(self, clock: Clock) -> SecAggClient:
         if self._setup.parameters is None:
             raise AssertionError("unreachable: refused in the constructor")
         return SecAggClient(
@@ -157,9 +162,10 @@ class Agent:
             plan_digest=self._plan.digest,
             journal=self._journal,
             entropy=self._entropy,
+            clock=clock,
         )
 
-    def _verified(self, signed: bytes, parameters: NDArray[np.float64]) -> RoundConfig:
+    def _verified(self, signed: bytes, parameters: NDArray[np.float64], now: int) -> RoundConfig:
         if self._setup.parameters is None:
             raise AssertionError("unreachable: refused in the constructor")
         config = read_config(
@@ -167,6 +173,7 @@ class Agent:
             registry=self._registry,
             parameters=self._setup.parameters,
             plan_digest=self._plan.digest,
+            now=now,
         )
         if config.model_digest != model_digest(parameters):
             raise RemoteProtocolError("the parameters are not the ones in the signed configuration")

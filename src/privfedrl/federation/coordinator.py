@@ -22,7 +22,7 @@ from privfedrl.federation.strategies import (
     server_step,
 )
 from privfedrl.plan import Plan
-from privfedrl.primitives.random import Entropy, system_entropy
+from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
 from privfedrl.secagg import Identity, Outgoing, Registry, SecAggServer, Transcript
 
@@ -103,6 +103,7 @@ class Coordinator:
         ledger: charged before agents are asked for anything.
         state: where to go on from; a fresh run starts with :func:`initial_federation_state`.
         entropy: source of the public rotation seeds.
+        clock: seconds since 1970-01-01 UTC; read once when a round is opened.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Coordinator:
         ledger: Ledger,
         state: FederationState,
         entropy: Entropy = system_entropy,
+        clock: Clock = system_clock,
     ) -> None:
         self._plan = plan
         self._setup = round_setup(plan)
@@ -127,6 +129,7 @@ class Coordinator:
         self._registry = registry
         self._ledger = ledger
         self._entropy = entropy
+        self._clock = clock
         self._state = state
         self._server: SecAggServer | None = None
         self._opening: _Opening | None = None
@@ -237,6 +240,7 @@ class Coordinator:
             parameters=self._setup.parameters,
             plan_digest=self._plan.digest,
             entropy=self._entropy,
+            clock=self._clock,
             before_unmask=lambda survivors: settle_round(
                 self._setup, self._ledger, opening, len(survivors)
             ),

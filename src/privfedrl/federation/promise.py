@@ -44,9 +44,13 @@ class Promise:
         noise_multiplier: total noise of the honest floor over the clip norm of a unit's row.
         threshold, honest_floor: survivors needed, and honest ones among them.
         tolerated_dropouts: agents that may vanish in any stage of a round.
-        headroom_bits: unused bits of the ring above the largest possible sum.
+        headroom_bits: unused bits of a coordinate above the largest sum.
+        headroom_rule: what that sum is, "worst-case" or "rotated"; see the plan.
         bytes_up_per_agent_round: upper bound of what an agent sends in a round.
-        vector_length: coordinates on the wire; parameters and released metrics, padded.
+        num_coordinates: parameters and released metrics, padded.
+        lane_bits: bits of a coordinate where several share a word, or None.
+        narrowest_lane_bits: what lane_bits could be at least; above 32 lanes do not fit.
+        vector_length: words on the wire.
     """
 
     plan_name: str
@@ -62,7 +66,11 @@ class Promise:
     honest_floor: int
     tolerated_dropouts: int
     headroom_bits: float
+    headroom_rule: str
     bytes_up_per_agent_round: int
+    num_coordinates: int
+    lane_bits: int | None
+    narrowest_lane_bits: int
     vector_length: int
     num_parameters: int
     episodes_per_agent: int
@@ -79,6 +87,14 @@ class Promise:
             "floor alone"
         )
 
+    def _wire_text(self) -> str:
+        if self.lane_bits is None:
+            return f"{self.num_coordinates} coordinates on the wire"
+        return (
+            f"{self.num_coordinates} coordinates in {self.vector_length} words on the wire "
+            f"({self.lane_bits}-bit lanes, {self.narrowest_lane_bits} would fit)"
+        )
+
     def __str__(self) -> str:
         lines = [
             f"plan         {self.plan_name}  (digest {self.plan_digest[:16]}…)",
@@ -86,8 +102,8 @@ class Promise:
             f"mechanism    {self._mechanism_text()}",
             f"protection   {self.protection}, threshold {self.threshold}, honest floor "
             f"{self.honest_floor}, {self.tolerated_dropouts} dropouts tolerated per round",
-            f"vector       {self.num_parameters} parameters, {self.vector_length} coordinates on "
-            f"the wire, {self.headroom_bits:.1f} bits of headroom",
+            f"vector       {self.num_parameters} parameters, {self._wire_text()}, "
+            f"{self.headroom_bits:.1f} bits of {self.headroom_rule} headroom",
             f"upload       at most {self.bytes_up_per_agent_round:,} bytes per agent and round",
             f"experience   {self.episodes_per_agent:,} episodes per agent in a run",
             f"epsilon at delta {self.delta:g}, worst case of the protocol:",
@@ -111,7 +127,7 @@ def promise(plan: Plan) -> Promise:
     _check_budget(setup)
     largest = setup.codec.headroom
     size = (
-        setup.codec.padded * plan.encoding.ring_bits // 8
+        setup.codec.words * plan.encoding.ring_bits // 8
         if setup.parameters is None
         else setup.parameters.bytes_up_per_client()
     )
@@ -128,9 +144,13 @@ def promise(plan: Plan) -> Promise:
         threshold=plan.threshold,
         honest_floor=plan.honest_floor,
         tolerated_dropouts=plan.tolerated_dropouts,
-        headroom_bits=plan.encoding.ring_bits - 1 - math.log2(largest),
+        headroom_bits=setup.codec.coordinate_bits - 1 - math.log2(largest),
+        headroom_rule=plan.encoding.headroom,
         bytes_up_per_agent_round=size,
-        vector_length=setup.codec.padded,
+        num_coordinates=setup.codec.padded,
+        lane_bits=plan.encoding.lane_bits,
+        narrowest_lane_bits=setup.codec.narrowest_lane_bits,
+        vector_length=setup.codec.words,
         num_parameters=setup.policy.num_parameters,
         episodes_per_agent=plan.federation.rounds
         * plan.fleet.trajectories

@@ -127,6 +127,8 @@ def _cached(plan: Plan) -> RoundSetup:
         clip_norm=total_clip,
         max_units=plan.public_denominator,
         noise_variance=share * plan.fleet.agents,
+        lane_bits=plan.encoding.lane_bits,
+        headroom_rule=plan.encoding.headroom,
     )
     if codec.sensitivity(plan.unit) != bound or codec.padded != padded:
         raise AssertionError("unreachable: codec and noise must rest on the same bound")
@@ -162,7 +164,7 @@ def _parameters(plan: Plan, codec: FixedPoint) -> SecAggParameters | None:
     return SecAggParameters(
         num_clients=plan.fleet.agents,
         max_colluding=plan.privacy.max_colluding,
-        vector_length=codec.padded,
+        vector_length=codec.words,
         ring_bits=plan.encoding.ring_bits,
         threshold=plan.threshold,
         min_clients=plan.protection.min_clients,

@@ -1,6 +1,6 @@
-"""Where random bytes come from: an injected function, the operating system by default.
+"""Where random bytes and the time come from: injected functions, the system's by default.
 
-Guarantee: no participant reads a global generator; whoever builds a participant decides, and a
+Guarantee: no participant reads a global generator or a clock of its own; whoever builds a participant decides, and a
 deterministic source can always be recognised (:func:`is_deterministic`) and refused.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -17,10 +18,27 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError
 
-__all__ = ["DeterministicEntropy", "Entropy", "draw", "is_deterministic", "system_entropy"]
+__all__ = [
+    "Clock",
+    "DeterministicEntropy",
+    "Entropy",
+    "draw",
+    "is_deterministic",
+    "system_clock",
+    "system_entropy",
+]
 
 Entropy = Callable[[int], bytes]
 """``entropy(n)`` returns n fresh uniform bytes."""
+
+
+Clock = Callable[[], int]
+"""``clock()`` returns whole seconds since 1970-01-01 UTC."""
+
+
+def system_clock() -> int:
+    """The system's time, in whole seconds since 1970-01-01 UTC."""
+    return int(time.time())
 
 
 def system_entropy(n: int) -> bytes:

@@ -9,22 +9,28 @@ of their own. ``audits/proofs/pairwise_masking.md`` states what is assumed and w
 
 from privfedrl.secagg.agreement import read_config
 from privfedrl.secagg.client import SecAggClient
+from privfedrl.secagg.edges import SharedEdges
+from privfedrl.secagg.graph_parameters import GraphParameters, graph_parameters
 from privfedrl.secagg.ideal import ideal_sum
 from privfedrl.secagg.identity import Identity, Registry, RegistryEntry
 from privfedrl.secagg.journal import Journal, MemoryJournal, SqliteJournal
 from privfedrl.secagg.messages import Outgoing, RoundConfig
-from privfedrl.secagg.parameters import SecAggParameters
+from privfedrl.secagg.parameters import SecAggParameters, SparseGraph
+from privfedrl.secagg.participation import Participation, check_participation
 from privfedrl.secagg.phases import AbortCode, ClientPhase, ServerPhase
 from privfedrl.secagg.server import SecAggServer, SecureSum
-from privfedrl.secagg.transcript import RoundRecord, Transcript
+from privfedrl.secagg.transcript import IdealRecord, RoundRecord, Transcript
 
 __all__ = [
     "AbortCode",
     "ClientPhase",
+    "GraphParameters",
+    "IdealRecord",
     "Identity",
     "Journal",
     "MemoryJournal",
     "Outgoing",
+    "Participation",
     "Registry",
     "RegistryEntry",
     "RoundConfig",
@@ -34,8 +40,12 @@ __all__ = [
     "SecAggServer",
     "SecureSum",
     "ServerPhase",
+    "SharedEdges",
+    "SparseGraph",
     "SqliteJournal",
     "Transcript",
+    "check_participation",
+    "graph_parameters",
     "ideal_sum",
     "read_config",
 ]

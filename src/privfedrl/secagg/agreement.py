@@ -4,34 +4,50 @@ Guarantee: a client and its coordinator derive the same keys only if config (pla
 parameters, round), roster, commitments and survivors are the same on both sides.
 
 Notation: cfg = digest of the config, U1 = the roster, U2/U3 = who shared keys / sent a vector.
-Index = position in the sorted roster; the Shamir point x is index + 1.
+index = position among the registry's agents, rank = position among the members of U1; the Shamir
+point x of a member is rank + 1. neighbours(i) mask with i; holders(i) hold the shares of i and sign
+for i: all of U1 on a complete graph, the neighbours without i on a sparse one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from privfedrl.errors import ConfigurationError, ProtocolError, RemoteProtocolError, RoundAborted
+from privfedrl.errors import (
+    ConfigurationError,
+    ProtocolError,
+    RemoteProtocolError,
+    RoundAborted,
+)
 from privfedrl.secagg.binding import DIGEST_BYTES, digest
+from privfedrl.secagg.graph import Graph
 from privfedrl.secagg.identity import Identity, Registry, Role
-from privfedrl.secagg.messages import Advertise, FrameReader, RoundConfig
-from privfedrl.secagg.parameters import SecAggParameters
+from privfedrl.secagg.members import Members
+from privfedrl.secagg.merkle import root_from_proof
+from privfedrl.secagg.messages import Advertise, FrameReader, Roster, RoundConfig
+from privfedrl.secagg.parameters import SecAggParameters, Topology
 from privfedrl.secagg.phases import AbortCode
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import Suite, suite_of
 
 __all__ = [
+    "CLOCK_TOLERANCE_S",
     "Cohort",
-    "Pairs",
+    "SignedSet",
     "abort",
     "check_advert",
     "check_config",
-    "check_pairs",
     "check_pinned",
+    "check_subset",
+    "check_time",
     "commitment",
+    "members_of",
+    "proved_root",
     "read_config",
     "read_roster",
+    "roster_digest",
     "shared_digest",
     "sum_digest",
     "survivors_digest",
@@ -39,41 +55,90 @@ __all__ = [
     "vector_digest",
 ]
 
-Pairs = tuple[tuple[str, bytes], ...]
-"""Names in sorted order, each with a 32-byte digest."""
+CLOCK_TOLERANCE_S: Final = 3600
+"""How far a config's ``opened_at`` may be from a client's own clock, either way.
+
+An hour forgives badly kept clocks; expired identities are usually expired for longer.
+"""
 
 
-def abort(code: AbortCode, message: str) -> RoundAborted:
+def abort(code: AbortCode, message: str, *, evidence: tuple[bytes, ...] = ()) -> RoundAborted:
     """The error that ends a round with ``code``."""
-    return RoundAborted(code.value, message)
+    return RoundAborted(code.value, message, evidence=evidence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedSet:
+    """U2 or U3 as the coordinator announced it: ``root`` is over one digest per member."""
+
+    members: Members
+    root: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
-    """U1: the members of a round in roster order, with their one-round public keys."""
+    """U1, who masks with whom in it, and the one-round public keys that the owner has seen.
+
+    A client holds the keys of itself and its neighbours, the coordinator everybody's.
+    """
 
     cfg: bytes
     roster: bytes
-    names: tuple[str, ...]
+    registry: Registry
+    members: Members
+    topology: Topology
+    graph: Graph
     share_keys: Mapping[str, bytes]
     mask_keys: Mapping[str, bytes]
     suite: Suite
 
+    @property
+    def threshold(self) -> int:
+        """t: how many holders must answer for each member."""
+        return self.topology.threshold
+
+    def rank(self, name: str) -> int:
+        """Position of ``name`` in U1, from 0."""
+        return self.members.rank(self.registry.index_of(name))
+
     def point(self, name: str) -> int:
-        """The Shamir point of ``name``: its index plus one."""
-        return self.names.index(name) + 1
+        """The Shamir point of ``name``: its rank plus one."""
+        return self.rank(name) + 1
+
+    def neighbours(self, name: str) -> tuple[str, ...]:
+        """Who masks with ``name``, in order."""
+        indices, agents = self.members.indices(), self.registry.agents
+        return tuple(agents[indices[rank]] for rank in self.graph.neighbours(self.rank(name)))
+
+    def holders(self, name: str) -> tuple[str, ...]:
+        """Who holds shares of ``name`` and whose signatures count for it, in order."""
+        near = self.neighbours(name)
+        return near if self.topology.server else tuple(sorted((*near, name)))
 
     @classmethod
     def of(
-        cls, cfg: bytes, suite: Suite, frames: Sequence[bytes], adverts: Sequence[Advertise]
+        cls,
+        *,
+        cfg: bytes,
+        suite: Suite,
+        registry: Registry,
+        members: Members,
+        topology: Topology,
+        root: bytes,
+        adverts: Iterable[Advertise],
     ) -> Cohort:
-        """The cohort of adverts that are verified, distinct and sorted by sender."""
+        """The cohort of ``members`` whose adverts have the Merkle root ``root``."""
+        roster = roster_digest(cfg, members, root)
+        known = tuple(adverts)
         return cls(
             cfg=cfg,
-            roster=digest("roster", cfg, len(frames).to_bytes(4, "big"), *frames),
-            names=tuple(advert.sender for advert in adverts),
-            share_keys={advert.sender: advert.share_key for advert in adverts},
-            mask_keys={advert.sender: advert.mask_key for advert in adverts},
+            roster=roster,
+            registry=registry,
+            members=members,
+            topology=topology,
+            graph=topology.graph(roster),
+            share_keys={advert.sender: advert.share_key for advert in known},
+            mask_keys={advert.sender: advert.mask_key for advert in known},
             suite=suite,
         )
 
@@ -104,17 +169,20 @@ def check_pinned(
 
 
 def read_config(
-    data: bytes, *, registry: Registry, parameters: SecAggParameters, plan_digest: bytes
+    data: bytes, *, registry: Registry, parameters: SecAggParameters, plan_digest: bytes, now: int
 ) -> RoundConfig:
     """The verified config of a round, before anything is trained or sent.
 
+    Args:
+        now: the reader's own time in seconds since 1970-01-01 UTC.
     Raises:
         RemoteProtocolError, AuthenticationFailed: not a config signed by the coordinator.
-        RoundAborted: signed, but for another plan, registry, suite or other parameters.
+        RoundAborted: signed, but for another plan, registry, suite, time or other parameters.
     """
     frame = FrameReader(registry, parameters).read(data, frozenset({MessageType.CONFIG}))
     config: RoundConfig = frame.message
     check_config(config, registry=registry, parameters=parameters, plan_digest=plan_digest)
+    check_time(config, registry=registry, now=now)
     return config
 
 
@@ -134,36 +202,129 @@ def check_config(
         raise abort(AbortCode.INFEASIBLE_PARAMETERS, str(error)) from error
 
 
+def check_time(config: RoundConfig, *, registry: Registry, now: int) -> None:
+    """Refuse a round that claims another time than ``now``, or whose coordinator has expired."""
+    if abs(config.opened_at - now) > CLOCK_TOLERANCE_S:
+        raise abort(
+            AbortCode.WRONG_TIME,
+            f"opened_at must be within {CLOCK_TOLERANCE_S} s of this client's clock, "
+            f"it is {config.opened_at - now:+d} s off",
+        )
+    if not registry.valid_at(config.sender, config.opened_at):
+        raise abort(AbortCode.UNKNOWN_IDENTITY, f"{config.sender} is not valid at opened_at")
+
+
+def members_of(
+    data: bytes, *, registry: Registry, within: Members | None, floor: int, code: AbortCode
+) -> Members:
+    """A set that is well-formed, within an earlier one and large enough; else RoundAborted."""
+    try:
+        members = Members.from_bytes(data, len(registry.agents))
+    except RemoteProtocolError as error:
+        raise abort(code, str(error)) from error
+    check_subset(members, within=within, floor=floor, code=code)
+    return members
+
+
+def check_subset(members: Members, *, within: Members | None, floor: int, code: AbortCode) -> None:
+    """Refuse a set that is not within an earlier one, or below ``floor`` (RoundAborted)."""
+    if within is not None and not members <= within:
+        raise abort(code, "the set must be within the previous one")
+    if len(members) < floor:
+        raise too_small("set", len(members), floor)
+
+
 def read_roster(
-    frames: Sequence[bytes],
+    message: Roster,
     *,
     cfg: bytes,
-    suite: Suite,
+    config: RoundConfig,
     reader: FrameReader,
+    registry: Registry,
     parameters: SecAggParameters,
 ) -> Cohort:
-    """Verify the adverts of U1 and build the cohort.
+    """Verify U1 as the coordinator shows it to ``message.recipient``, and build the cohort.
 
     Raises:
-        RoundAborted: a signature, name, order or key is wrong, or the cohort is too small.
+        RoundAborted: the set is too small, or a signature, name, order, key, proof or neighbour is
+            wrong.
     """
-    adverts = []
-    for frame in frames:
-        try:
-            advert: Advertise = reader.read(frame, frozenset({MessageType.ADVERTISE})).message
-            check_advert(advert, cfg=cfg, suite=suite)
-        except ProtocolError as error:
-            raise abort(AbortCode.BAD_SIGNATURE, f"an advert was refused: {error}") from error
-        adverts.append(advert)
+    members = members_of(
+        message.members,
+        registry=registry,
+        within=None,
+        floor=parameters.floor,
+        code=AbortCode.ROSTER_MISMATCH,
+    )
+    topology = _feasible(parameters, len(members))
+    suite = suite_of(config.suite)
+    adverts = [
+        _read_advert(frame, cfg=cfg, config=config, suite=suite, reader=reader, registry=registry)
+        for frame in message.adverts
+    ]
     names = [advert.sender for advert in adverts]
     if names != sorted(set(names)):
-        raise abort(AbortCode.ROSTER_MISMATCH, "roster must be sorted and name everybody once")
+        raise abort(AbortCode.ROSTER_MISMATCH, "adverts must be sorted, one per name")
+    indices = [registry.index_of(name) for name in names]
+    if not all(index in members for index in indices):
+        raise abort(AbortCode.ROSTER_MISMATCH, "an advert is shown of somebody outside the roster")
     keys = [key for advert in adverts for key in (advert.share_key, advert.mask_key)]
     if len(set(keys)) != len(keys):
         raise abort(AbortCode.DUPLICATE_KEY, "two keys of the roster are equal")
-    if len(names) < parameters.floor:
-        raise too_small("roster", len(names), parameters)
-    return Cohort.of(cfg, suite, frames, adverts)
+    leaves = dict(zip(map(members.rank, indices), message.adverts, strict=True))
+    cohort = Cohort.of(
+        cfg=cfg,
+        suite=suite,
+        registry=registry,
+        members=members,
+        topology=topology,
+        root=proved_root(leaves, len(members), message.proof, code=AbortCode.ROSTER_MISMATCH),
+        adverts=adverts,
+    )
+    if registry.index_of(message.recipient) not in members or tuple(names) != tuple(
+        sorted((*cohort.neighbours(message.recipient), message.recipient))
+    ):
+        raise abort(AbortCode.ROSTER_MISMATCH, "the adverts are not those of the neighbours")
+    return cohort
+
+
+def _feasible(parameters: SecAggParameters, roster_size: int) -> Topology:
+    try:
+        topology = parameters.topology(roster_size)
+    except ConfigurationError as error:
+        raise abort(AbortCode.INFEASIBLE_PARAMETERS, str(error)) from error
+    if topology.degree > parameters.max_neighbours:
+        raise abort(
+            AbortCode.INFEASIBLE_PARAMETERS,
+            f"a roster of {roster_size} takes {topology.degree} neighbours, "
+            f"at most {parameters.max_neighbours} are allowed",
+        )
+    if topology.smallest_opened < parameters.min_honest:
+        raise abort(
+            AbortCode.INFEASIBLE_PARAMETERS,
+            f"a roster of {roster_size} would let {topology.smallest_opened} honest clients be "
+            f"isolated, min_honest is {parameters.min_honest}",
+        )
+    return topology
+
+
+def _read_advert(
+    frame: bytes,
+    *,
+    cfg: bytes,
+    config: RoundConfig,
+    suite: Suite,
+    reader: FrameReader,
+    registry: Registry,
+) -> Advertise:
+    try:
+        advert: Advertise = reader.read(frame, frozenset({MessageType.ADVERTISE})).message
+        check_advert(advert, cfg=cfg, suite=suite)
+    except ProtocolError as error:
+        raise abort(AbortCode.BAD_SIGNATURE, f"an advert was refused: {error}") from error
+    if not registry.valid_at(advert.sender, config.opened_at):
+        raise abort(AbortCode.UNKNOWN_IDENTITY, f"{advert.sender} is not valid at opened_at")
+    return advert
 
 
 def check_advert(advert: Advertise, *, cfg: bytes, suite: Suite) -> None:
@@ -176,24 +337,24 @@ def check_advert(advert: Advertise, *, cfg: bytes, suite: Suite) -> None:
         raise RemoteProtocolError("share key and mask key must differ")
 
 
-def check_pairs(
-    pairs: Pairs, *, within: Sequence[str], code: AbortCode, parameters: SecAggParameters
-) -> tuple[str, ...]:
-    """The names of a sorted, duplicate-free, large enough subset of ``within``; else abort."""
-    names = tuple(name for name, _ in pairs)
-    if list(names) != sorted(set(names)) or not set(names) <= set(within):
-        raise abort(code, "the set must be sorted, without repeats and within the previous one")
-    if len(names) < parameters.floor:
-        raise too_small("set", len(names), parameters)
-    return names
+def proved_root(leaves: Mapping[int, bytes], count: int, proof: bytes, *, code: AbortCode) -> bytes:
+    """The Merkle root that ``proof`` leads to; a proof of the wrong form aborts with ``code``."""
+    try:
+        return root_from_proof(leaves, count, proof)
+    except RemoteProtocolError as error:
+        raise abort(code, str(error)) from error
 
 
-def too_small(what: str, size: int, parameters: SecAggParameters) -> RoundAborted:
-    """The abort of a set below the floor."""
+def too_small(what: str, size: int, floor: int) -> RoundAborted:
+    """The abort of a set below its floor."""
     return abort(
-        AbortCode.COHORT_TOO_SMALL,
-        f"{what} must have >= max(threshold, min_clients) = {parameters.floor} members, got {size}",
+        AbortCode.COHORT_TOO_SMALL, f"{what} must have at least {floor} members, got {size}"
     )
+
+
+def roster_digest(cfg: bytes, members: Members, root: bytes) -> bytes:
+    """Pins U1 and every advert in it."""
+    return digest("roster", cfg, members.to_bytes(), root)
 
 
 def commitment(roster: bytes, name: str, seed: bytes) -> bytes:
@@ -201,14 +362,14 @@ def commitment(roster: bytes, name: str, seed: bytes) -> bytes:
     return digest("b", roster, name.encode("ascii"), seed)
 
 
-def shared_digest(roster: bytes, shared: Pairs) -> bytes:
+def shared_digest(roster: bytes, shared: SignedSet) -> bytes:
     """Pins U2 and every commitment in it."""
-    return digest("shared", roster, *_flat(shared))
+    return digest("shared", roster, shared.members.to_bytes(), shared.root)
 
 
-def survivors_digest(roster: bytes, shared: bytes, survivors: Pairs) -> bytes:
+def survivors_digest(roster: bytes, shared: bytes, survivors: SignedSet) -> bytes:
     """Pins U3 and every masked vector in it, on top of U2: what clients sign in M4."""
-    return digest("survivors", roster, shared, *_flat(survivors))
+    return digest("survivors", roster, shared, survivors.members.to_bytes(), survivors.root)
 
 
 def vector_digest(roster: bytes, name: str, vector: bytes) -> bytes:
@@ -219,7 +380,3 @@ def vector_digest(roster: bytes, name: str, vector: bytes) -> bytes:
 def sum_digest(cfg: bytes, vector: bytes) -> bytes:
     """Pins the opened sum (little-endian words) to its round."""
     return digest("sum", cfg, vector)
-
-
-def _flat(pairs: Pairs) -> list[bytes]:
-    return [part for name, value in pairs for part in (name.encode("ascii"), value)]

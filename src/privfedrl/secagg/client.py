@@ -11,7 +11,7 @@ Notation: as in ``masks`` and ``agreement``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -25,23 +25,29 @@ from privfedrl.errors import (
 )
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair
-from privfedrl.primitives.random import Entropy, draw, system_entropy
+from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import (
     Cohort,
+    SignedSet,
     abort,
     check_config,
-    check_pairs,
     check_pinned,
+    check_time,
     commitment,
+    members_of,
+    proved_root,
     read_roster,
     shared_digest,
     survivors_digest,
+    too_small,
     vector_digest,
 )
+from privfedrl.secagg.edges import Edges, OwnEdges
 from privfedrl.secagg.identity import Identity, Registry
 from privfedrl.secagg.journal import Journal
 from privfedrl.secagg.masks import apply_own_masks, open_shares, seal_shares
+from privfedrl.secagg.members import Members
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,
@@ -61,6 +67,7 @@ from privfedrl.secagg.messages import (
     encode_frame,
 )
 from privfedrl.secagg.parameters import SecAggParameters
+from privfedrl.secagg.participation import Participation
 from privfedrl.secagg.phases import CLIENT_TRANSITIONS, AbortCode, ClientPhase
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import suite_of
@@ -68,6 +75,7 @@ from privfedrl.secagg.suite import suite_of
 __all__ = ["SecAggClient"]
 
 _T = TypeVar("_T")
+_OWN: Final = OwnEdges()
 _CODES: Final[dict[object, AbortCode]] = {code.value: code for code in AbortCode}
 _RECEIVED: Final = frozenset(kind for _, kind in CLIENT_TRANSITIONS)
 
@@ -109,6 +117,8 @@ class SecAggClient:
         plan_digest: 32 bytes that pin everything else that the agent insists on.
         journal: durable memory of what has left; one per agent, shared by all its rounds.
         entropy: source of the round's keys.
+        clock: the agent's own time; a round that claims another is refused.
+        edges: only a simulation of many clients in one process gives anything here.
     Raises:
         ConfigurationError: these do not fit together.
     """
@@ -122,6 +132,8 @@ class SecAggClient:
         plan_digest: bytes,
         journal: Journal,
         entropy: Entropy = system_entropy,
+        clock: Clock = system_clock,
+        edges: Edges = _OWN,
     ) -> None:
         check_pinned(identity, registry, parameters, plan_digest, role="agent")
         self._identity = identity
@@ -130,7 +142,9 @@ class SecAggClient:
         self._plan_digest = plan_digest
         self._journal = journal
         self._entropy = entropy
-        self._reader = FrameReader(registry, parameters)
+        self._clock = clock
+        self._edges = edges
+        self._reader = FrameReader(registry, parameters, verified=edges.verified(registry.digest))
         self._phase = ClientPhase.IDLE
         self._abort_code = AbortCode.LOCAL_FAULT
         self._slots: dict[MessageType, bytes] = {}
@@ -141,10 +155,8 @@ class SecAggClient:
         self._before_release: Callable[[], None] = _do_nothing
         self._advert = self._cfg = self._commitment = self._vector_digest = b""
         self._shared = self._survivors = b""
-        self._sharers: tuple[str, ...] = ()
-        self._survivor_names: tuple[str, ...] = ()
-        self.evidence: tuple[bytes, ...] = ()
-        """The two signed frames with which the coordinator contradicted itself, if it did."""
+        self._sharers: Members | None = None
+        self._survivor_set: Members | None = None
 
     @property
     def phase(self) -> ClientPhase:
@@ -159,7 +171,9 @@ class SecAggClient:
     @property
     def survivors(self) -> tuple[str, ...]:
         """U3 as this client signed it, sorted; empty before that. Their vectors are in the sum."""
-        return self._survivor_names
+        if self._survivor_set is None:
+            return ()
+        return tuple(self._registry.agents[index] for index in self._survivor_set.indices())
 
     def start(
         self,
@@ -224,8 +238,11 @@ class SecAggClient:
 
     def _step(self, frame: Frame, data: bytes) -> list[Outgoing]:
         if frame.type in self._slots:
-            self.evidence = (self._slots[frame.type], data)
-            raise abort(AbortCode.EQUIVOCATION, f"two different {frame.type.label} messages")
+            raise abort(
+                AbortCode.EQUIVOCATION,
+                f"two different {frame.type.label} messages",
+                evidence=(self._slots[frame.type], data),
+            )
         following = CLIENT_TRANSITIONS.get((self._phase, frame.type))
         if following is None:
             raise abort(
@@ -248,6 +265,9 @@ class SecAggClient:
             parameters=self._parameters,
             plan_digest=self._plan_digest,
         )
+        check_time(config, registry=self._registry, now=self._clock())
+        if not self._registry.valid_at(self._identity.name, config.opened_at):
+            raise abort(AbortCode.UNKNOWN_IDENTITY, "this client's own identity is not valid now")
         if config.model_digest != model_digest:
             raise abort(AbortCode.MODEL_MISMATCH, "the config names another model than the agent's")
         suite = suite_of(config.suite)
@@ -272,33 +292,43 @@ class SecAggClient:
         return answer
 
     def _on_roster(self, message: Roster) -> list[Outgoing]:
-        """M2: share b_i and s_i among the roster, commit to b_i."""
+        """M2: share b_i and s_i among the holders, commit to b_i."""
         if self._advert not in message.adverts:
             raise abort(AbortCode.ROSTER_MISMATCH, "the roster does not hold this client's advert")
         cohort = read_roster(
-            message.adverts,
+            message,
             cfg=self._cfg,
-            suite=suite_of(self._config.suite),
+            config=self._config,
             reader=self._reader,
+            registry=self._registry,
             parameters=self._parameters,
         )
         keys, name = self._keys, self._identity.name
+        holders = cohort.holders(name)
         shares = shamir.split(
             (keys.seed, keys.mask_pair.secret_bytes()),
-            threshold=self._parameters.threshold,
-            num_shares=len(cohort.names),
+            threshold=cohort.threshold,
+            points=tuple(map(cohort.point, holders)),
             entropy=self._entropy,
         )
         plaintexts = {
-            member: shamir.encode_share(shares[index]) for index, member in enumerate(cohort.names)
+            holder: shamir.encode_share(shares[row]) for row, holder in enumerate(holders)
         }
-        own = plaintexts.pop(name)
-        self._held_shares[name] = (own[: shamir.SHARE_BYTES], own[shamir.SHARE_BYTES :])
+        own = plaintexts.pop(name, None)
+        if own is not None:
+            self._held_shares[name] = (own[: shamir.SHARE_BYTES], own[shamir.SHARE_BYTES :])
         self._commitment = commitment(cohort.roster, name, keys.seed)
         self._round_cohort = cohort
         sealed = tuple(
-            seal_shares(text, cohort=cohort, pair=keys.share_pair, sender=name, recipient=member)
-            for member, text in plaintexts.items()
+            seal_shares(
+                text,
+                cohort=cohort,
+                pair=keys.share_pair,
+                sender=name,
+                recipient=holder,
+                edges=self._edges,
+            )
+            for holder, text in plaintexts.items()
         )
         return self._answer(
             Shares(
@@ -311,27 +341,27 @@ class SecAggClient:
         )
 
     def _on_delivery(self, message: Delivery) -> list[Outgoing]:
-        """M3: open the others' shares, mask the vector, record it as spent, let it go."""
+        """M3: open the shares, mask the vector for exactly U2, record it as spent, let it go."""
         cohort, name = self._cohort, self._identity.name
         self._require_roster(message.roster)
-        self._sharers = check_pairs(
-            message.shared,
-            within=cohort.names,
+        sharers = self._read_set(
+            message,
+            within=cohort.members,
+            own=self._commitment,
             code=AbortCode.ROSTER_MISMATCH,
-            parameters=self._parameters,
         )
-        if (name, self._commitment) not in message.shared:
-            raise abort(AbortCode.ROSTER_MISMATCH, "U2 does not hold this client's commitment")
-        peers = tuple(sharer for sharer in self._sharers if sharer != name)
+        self._sharers = sharers.members
+        self._shared = shared_digest(cohort.roster, sharers)
+        peers = self._within(cohort.neighbours(name), sharers.members)
+        holders = self._within(cohort.holders(name), sharers.members)
+        if len(holders) < cohort.threshold:
+            raise too_small("U2 among the holders", len(holders), cohort.threshold)
         if len(message.sealed) != len(peers):
             raise abort(AbortCode.MALFORMED, f"expected {len(peers)} sealed pairs of shares")
         for peer, sealed in zip(peers, message.sealed, strict=True):
             self._held_shares[peer] = self._open(peer, sealed)
-        self._shared = shared_digest(cohort.roster, message.shared)
         answer = self._answer(self._masked(peers))
-        self._journal.spend(
-            self._config.task_id, self._config.round, self._config.attempt, "masked"
-        )
+        self._journal.spend_masked(self._config.task_id, self._config.round, self._config.attempt)
         self._before_release()
         return answer
 
@@ -345,6 +375,7 @@ class SecAggClient:
                 pair=keys.mask_pair,
                 seed=keys.seed,
                 peers=peers,
+                edges=self._edges,
             )
         finally:
             self._round_keys = None  # the vector is spent, whatever happens next
@@ -362,6 +393,7 @@ class SecAggClient:
                 pair=self._keys.share_pair,
                 sender=peer,
                 recipient=self._identity.name,
+                edges=self._edges,
             )
             for share in pair:
                 shamir.decode_shares(share, count=1)
@@ -373,43 +405,62 @@ class SecAggClient:
         """M4: sign the survivor set, once in the life of this round."""
         cohort, name = self._cohort, self._identity.name
         self._require_roster(message.roster)
-        self._survivor_names = check_pairs(
-            message.survivors,
+        survivors = self._read_set(
+            message,
             within=self._sharers,
+            own=self._vector_digest,
             code=AbortCode.SURVIVOR_MISMATCH,
-            parameters=self._parameters,
         )
-        if (name, self._vector_digest) not in message.survivors:
-            raise abort(AbortCode.SURVIVOR_MISMATCH, "U3 does not hold this client's vector")
-        self._survivors = survivors_digest(cohort.roster, self._shared, message.survivors)
-        config = self._config
-        self._journal.spend(config.task_id, config.round, config.attempt, "consistency")
+        self._survivors = survivors_digest(cohort.roster, self._shared, survivors)
+        self._spend_consistency(survivors.members)
+        self._survivor_set = survivors.members
         answer = self._answer(
             Consistency(cfg=self._cfg, sender=name, roster=cohort.roster, survivors=self._survivors)
         )
         self._reader.trust(answer[0].data)
         return answer
 
+    def _spend_consistency(self, survivors: Members) -> None:
+        """Refuse U3 if it isolates somebody, given earlier ones; then record it durably."""
+        config, scope = self._config, self._parameters.differencing
+        self._journal.spend_consistency(
+            config.task_id,
+            Participation(
+                round=config.round,
+                attempt=config.attempt,
+                model_digest=config.model_digest,
+                members=survivors.to_bytes(),
+            ),
+            floor=0 if scope == "off" else self._parameters.min_honest,
+            scope="model" if scope == "off" else scope,
+        )
+
     def _on_unmask_request(self, message: UnmaskRequest) -> list[Outgoing]:
-        """M5: given enough signatures on the same U3, one share per member of U2."""
+        """M5: given enough signatures on the same U3, one share per owner in U2."""
+        cohort, survivors = self._cohort, _present(self._survivor_set)
         self._require_roster(message.roster)
         signers = {self._read_consent(frame) for frame in message.consents}
-        if len(signers) != len(message.consents) or not signers <= set(self._survivor_names):
-            raise abort(AbortCode.SURVIVOR_MISMATCH, "signers must be distinct members of U3")
-        if len(signers) < self._parameters.threshold:
+        asked = self._within(cohort.holders(self._identity.name), survivors)
+        if len(signers) != len(message.consents) or not signers <= set(asked):
+            raise abort(
+                AbortCode.SURVIVOR_MISMATCH,
+                "signers must be distinct survivors among this client's holders",
+            )
+        if len(signers) < cohort.threshold:
             raise abort(
                 AbortCode.THRESHOLD_NOT_MET,
-                f"expected >= {self._parameters.threshold} signatures, got {len(signers)}",
+                f"expected >= {cohort.threshold} signatures, got {len(signers)}",
             )
-        survivors = set(self._survivor_names)
+        alive = set(self._within(self._held_shares, survivors))
         chosen = [
-            self._held_shares[member][0 if member in survivors else 1] for member in self._sharers
+            self._held_shares[owner][0 if owner in alive else 1]
+            for owner in sorted(self._held_shares)
         ]
         return self._answer(
             Unmask(
                 cfg=self._cfg,
                 sender=self._identity.name,
-                roster=self._cohort.roster,
+                roster=cohort.roster,
                 shares=b"".join(chosen),
             )
         )
@@ -424,9 +475,34 @@ class SecAggClient:
         if consent.cfg != self._cfg or consent.roster != self._cohort.roster:
             raise abort(AbortCode.REPLAY, f"{consent.sender}'s signature is of another round")
         if consent.survivors != self._survivors:
-            self.evidence = (self._slots[MessageType.SURVIVORS], data)
-            raise abort(AbortCode.EQUIVOCATION, f"{consent.sender} was shown another survivor set")
+            raise abort(
+                AbortCode.EQUIVOCATION,
+                f"{consent.sender} was shown another survivor set",
+                evidence=(self._slots[MessageType.SURVIVORS], data),
+            )
         return consent.sender
+
+    def _read_set(
+        self, message: Delivery | Survivors, *, within: Members | None, own: bytes, code: AbortCode
+    ) -> SignedSet:
+        """U2 or U3: a large enough subset that holds this client with its own digest."""
+        members = members_of(
+            message.members,
+            registry=self._registry,
+            within=within,
+            floor=self._parameters.stage_floor(len(self._cohort.members)),
+            code=code,
+        )
+        index = self._registry.index_of(self._identity.name)
+        if index not in members:
+            raise abort(code, "the set does not hold this client")
+        leaf = {members.rank(index): own}
+        if proved_root(leaf, len(members), message.proof, code=code) != message.root:
+            raise abort(code, "the set does not hold what this client sent")
+        return SignedSet(members=members, root=message.root)
+
+    def _within(self, names: Iterable[str], members: Members) -> tuple[str, ...]:
+        return tuple(name for name in names if self._registry.index_of(name) in members)
 
     def _require_roster(self, roster: bytes) -> None:
         if roster != self._cohort.roster:
@@ -441,8 +517,8 @@ class SecAggClient:
                 raise RemoteProtocolError("config belongs to another round")
         elif frame.message.cfg != self._cfg:
             raise RemoteProtocolError(f"{frame.type.label} belongs to another round")
-        elif isinstance(frame.message, Delivery) and frame.message.recipient != self._identity.name:
-            raise RemoteProtocolError("delivery is addressed to another client")
+        elif frame.message.recipient != self._identity.name:
+            raise RemoteProtocolError(f"{frame.type.label} is addressed to another client")
 
     def _checked_copy(self, vector: RingVector) -> RingVector:
         dtype = np.dtype(f"uint{self._parameters.ring_bits}")

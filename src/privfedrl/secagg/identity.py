@@ -1,9 +1,11 @@
 """Who takes part: long-term signing identities and the registry that names them.
 
-Guarantee: a registry holds each name and each key once, every key is a usable Ed25519 point, there
-is exactly one coordinator, and its digest enters every key and signature of a round.
+Guarantee: a registry holds each name and each key once, every key is a usable Ed25519 point with a
+span of validity, there is exactly one coordinator, and its digest enters every key and signature of
+a round.
 
-Names are 1 to 64 characters of A-Z, a-z, 0-9, dot, underscore and hyphen.
+Names are 1 to 64 characters of A-Z, a-z, 0-9, dot, underscore and hyphen. Times are whole seconds
+since 1970-01-01T00:00:00 UTC.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +27,15 @@ from privfedrl.primitives.random import Entropy, system_entropy
 from privfedrl.primitives.signing import Ed25519Signer, Signer, check_verify_key
 from privfedrl.secagg.binding import digest
 
-__all__ = ["NAME_PATTERN", "Identity", "Registry", "RegistryEntry", "Role"]
+__all__ = ["LAST_SECOND", "NAME_PATTERN", "Identity", "Registry", "RegistryEntry", "Role"]
 
 NAME_PATTERN: Final = r"\A[A-Za-z0-9._-]{1,64}\Z"
+LAST_SECOND: Final = 2**53 - 1
+"""The end of a validity without end: the last integer that every JSON reader keeps exactly."""
 Role = Literal["agent", "coordinator"]
 _IDENTITY_FORMAT: Final = "pfrl-identity/1"
-_REGISTRY_FORMAT: Final = "pfrl-registry/1"
+_ENTRY_FORMAT: Final = "pfrl-registry-entry/1"
+_REGISTRY_FORMAT: Final = "pfrl-registry/2"
 
 
 class _IdentityFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,10 +48,17 @@ class _EntryRecord(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     verify_key: str
     role: Role
+    not_before: int
+    not_after: int
+
+
+class _EntryFile(msgspec.Struct, forbid_unknown_fields=True):
+    format: Literal["pfrl-registry-entry/1"]
+    entry: _EntryRecord
 
 
 class _RegistryFile(msgspec.Struct, forbid_unknown_fields=True):
-    format: Literal["pfrl-registry/1"]
+    format: Literal["pfrl-registry/2"]
     entries: list[_EntryRecord]
 
 
@@ -81,9 +94,17 @@ class Identity:
         """The 64-byte signature of ``message``."""
         return self._signer.sign(message)
 
-    def entry(self, role: Role) -> RegistryEntry:
-        """This identity's line in a registry."""
-        return RegistryEntry(name=self.name, verify_key=self.verify_key, role=role)
+    def entry(
+        self, role: Role, *, not_before: int = 0, not_after: int = LAST_SECOND
+    ) -> RegistryEntry:
+        """This identity's line in a registry; see :class:`RegistryEntry` for the arguments."""
+        return RegistryEntry(
+            name=self.name,
+            verify_key=self.verify_key,
+            role=role,
+            not_before=not_before,
+            not_after=not_after,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the key to ``path`` with mode 0600, durably and all or nothing.
@@ -124,11 +145,21 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryEntry:
-    """One registered participant: ``verify_key`` is its 32-byte Ed25519 public key."""
+    """One registered participant.
+
+    Attributes:
+        verify_key: its 32-byte Ed25519 public key.
+        not_before, not_after: first and last second, both inclusive, at which a round that this
+            participant takes part in may be opened. A participant that leaves is given an end.
+    Raises:
+        ConfigurationError: a field is not of this form.
+    """
 
     name: str
     verify_key: bytes
     role: Role
+    not_before: int = 0
+    not_after: int = LAST_SECOND
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -137,6 +168,27 @@ class RegistryEntry:
         check_verify_key(self.verify_key)
         if self.role not in ("agent", "coordinator"):
             raise ConfigurationError(f"role must be 'agent' or 'coordinator', got {self.role!r}")
+        _check_seconds(f"not_before of {self.name}", self.not_before)
+        _check_seconds(f"not_after of {self.name}", self.not_after)
+        if self.not_before > self.not_after:
+            raise ConfigurationError(
+                f"not_before of {self.name} must be <= not_after, "
+                f"got {self.not_before} > {self.not_after}"
+            )
+
+    def to_json(self) -> str:
+        """One canonical line of JSON: what a participant hands to whoever builds the registry."""
+        return msgspec.json.encode(_EntryFile(_ENTRY_FORMAT, _record(self))).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RegistryEntry:
+        """Inverse of :meth:`to_json`; raises ConfigurationError for anything else."""
+        try:
+            return _entry_of(msgspec.json.decode(text, type=_EntryFile).entry)
+        except ConfigurationError:
+            raise
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ConfigurationError(f"not a {_ENTRY_FORMAT} document: {error}") from error
 
 
 class Registry:
@@ -147,7 +199,7 @@ class Registry:
             one coordinator; ``problems`` has one line each.
     """
 
-    __slots__ = ("_by_name", "agents", "coordinator", "digest", "entries")
+    __slots__ = ("_by_name", "_index", "agents", "coordinator", "digest", "entries")
 
     def __init__(self, entries: Iterable[RegistryEntry]) -> None:
         self.entries = tuple(sorted(entries, key=lambda entry: entry.name))
@@ -162,6 +214,7 @@ class Registry:
             raise ConfigurationError("; ".join(problems), problems=tuple(problems))
         self.coordinator: str = coordinators[0]
         self.agents = tuple(entry.name for entry in self.entries if entry.role == "agent")
+        self._index = {name: index for index, name in enumerate(self.agents)}
         self._by_name = {entry.name: entry for entry in self.entries}
         self.digest = digest(
             "registry", *(part for entry in self.entries for part in _parts(entry))
@@ -178,6 +231,25 @@ class Registry:
     def role_of(self, name: str) -> Role:
         """The role of ``name``; raises as :meth:`verify_key_of` does."""
         return self._entry(name).role
+
+    def index_of(self, agent_name: str) -> int:
+        """The position of an agent in ``agents``, from 0; its bit in every bitmap of a round.
+
+        Raises:
+            ConfigurationError: no agent of that name is registered.
+        """
+        if agent_name not in self._index:
+            raise ConfigurationError(f"{agent_name!r} is not an agent of the registry")
+        return self._index[agent_name]
+
+    def valid_at(self, name: str, when: int) -> bool:
+        """Whether ``name`` may take part in a round that is opened at second ``when``.
+
+        Raises:
+            ConfigurationError: nobody of that name is registered.
+        """
+        entry = self._entry(name)
+        return entry.not_before <= when <= entry.not_after
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -196,11 +268,7 @@ class Registry:
 
     def to_json(self) -> str:
         """One canonical JSON document; equal registries give equal text."""
-        records = [
-            _EntryRecord(name=entry.name, verify_key=entry.verify_key.hex(), role=entry.role)
-            for entry in self.entries
-        ]
-        document = _RegistryFile(format=_REGISTRY_FORMAT, entries=records)
+        document = _RegistryFile(_REGISTRY_FORMAT, [_record(entry) for entry in self.entries])
         return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
     @classmethod
@@ -208,12 +276,7 @@ class Registry:
         """Inverse of :meth:`to_json`; anything unknown, missing or doubled is refused."""
         try:
             document = msgspec.json.decode(text, type=_RegistryFile)
-            return cls(
-                RegistryEntry(
-                    name=record.name, verify_key=bytes.fromhex(record.verify_key), role=record.role
-                )
-                for record in document.entries
-            )
+            return cls(_entry_of(record) for record in document.entries)
         except ConfigurationError:
             raise
         except (msgspec.MsgspecError, ValueError) as error:
@@ -241,13 +304,40 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_seconds(what: str, value: int) -> None:
+    # bool is an int to Python, and neither a time nor a canonical JSON number
+    if type(value) is not int or not 0 <= value <= LAST_SECOND:
+        raise ConfigurationError(f"{what} must be whole seconds in 0..2^53 - 1, got {value!r}")
+
+
 def _repeated(field: str, values: list[str]) -> list[str]:
-    doubled = sorted({value for value in values if values.count(value) > 1})
+    doubled = sorted(value for value, times in Counter(values).items() if times > 1)
     return [f"{field} must be unique in a registry, {value} is repeated" for value in doubled]
 
 
-def _parts(entry: RegistryEntry) -> tuple[bytes, bytes, bytes]:
-    return entry.name.encode("ascii"), entry.verify_key, entry.role.encode("ascii")
+def _parts(entry: RegistryEntry) -> tuple[bytes, ...]:
+    span = entry.not_before.to_bytes(8, "big"), entry.not_after.to_bytes(8, "big")
+    return entry.name.encode("ascii"), entry.verify_key, entry.role.encode("ascii"), *span
+
+
+def _record(entry: RegistryEntry) -> _EntryRecord:
+    return _EntryRecord(
+        name=entry.name,
+        verify_key=entry.verify_key.hex(),
+        role=entry.role,
+        not_before=entry.not_before,
+        not_after=entry.not_after,
+    )
+
+
+def _entry_of(record: _EntryRecord) -> RegistryEntry:
+    return RegistryEntry(
+        name=record.name,
+        verify_key=bytes.fromhex(record.verify_key),
+        role=record.role,
+        not_before=record.not_before,
+        not_after=record.not_after,
+    )
 
 
 def _read(path: Path, *, private: bool) -> bytes:

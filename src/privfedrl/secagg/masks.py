@@ -11,12 +11,14 @@ Reference: Bonawitz et al., CCS 2017, figure 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.shamir import SHARE_BYTES
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import Cohort
 from privfedrl.secagg.binding import join, label
+from privfedrl.secagg.edges import Edges, OwnEdges
 
 __all__ = [
     "apply_own_masks",
@@ -27,6 +29,8 @@ __all__ = [
     "self_key",
 ]
 
+_OWN: Final = OwnEdges()
+
 
 def self_key(cohort: Cohort, name: str, seed: bytes) -> bytes:
     """The stream key of the self mask that belongs to ``seed``."""
@@ -34,10 +38,10 @@ def self_key(cohort: Cohort, name: str, seed: bytes) -> bytes:
     return cohort.suite.derive(seed, salt=cohort.roster, info=info)
 
 
-def pair_key(cohort: Cohort, pair: KeyPair, owner: str, peer: str) -> bytes:
+def pair_key(cohort: Cohort, pair: KeyPair, owner: str, peer: str, edges: Edges = _OWN) -> bytes:
     """p_ij: the stream key that ``owner``, who holds ``pair``, shares with ``peer``."""
     low, high = sorted((owner.encode("ascii"), peer.encode("ascii")))
-    secret = pair.agree(cohort.mask_keys[peer])
+    secret = edges.agree(pair, cohort.mask_keys[peer])
     return cohort.suite.derive(secret, salt=cohort.roster, info=label("pair") + join(low, high))
 
 
@@ -49,12 +53,19 @@ def apply_own_masks(
     pair: KeyPair,
     seed: bytes,
     peers: Sequence[str],
+    edges: Edges,
 ) -> None:
-    """Turn x_i into y_i in place; ``peers`` is U2 without ``name``."""
-    add = [pair_key(cohort, pair, name, peer) for peer in peers if peer > name]
-    subtract = [pair_key(cohort, pair, name, peer) for peer in peers if peer < name]
-    add.append(self_key(cohort, name, seed))
-    cohort.suite.apply_keystreams(vector, add=add, subtract=subtract)
+    """Turn x_i into y_i in place; ``peers`` are the neighbours of ``name`` in U2."""
+    keys = {peer: pair_key(cohort, pair, name, peer, edges) for peer in peers}
+    edges.mask(
+        vector,
+        suite=cohort.suite,
+        roster=cohort.roster,
+        name=name,
+        add={peer: key for peer, key in keys.items() if peer > name},
+        subtract={peer: key for peer, key in keys.items() if peer < name},
+        self_key=self_key(cohort, name, seed),
+    )
 
 
 def remove_masks_of_dropped(
@@ -70,31 +81,41 @@ def remove_masks_of_dropped(
 
 
 def seal_shares(
-    plaintext: bytes, *, cohort: Cohort, pair: KeyPair, sender: str, recipient: str
+    plaintext: bytes,
+    *,
+    cohort: Cohort,
+    pair: KeyPair,
+    sender: str,
+    recipient: str,
+    edges: Edges = _OWN,
 ) -> bytes:
     """Encrypt a pair of shares (72 bytes) from ``sender``, who holds ``pair``: 88 bytes."""
-    key = _box_key(cohort, pair, cohort.share_keys[recipient], sender, recipient)
+    key = _box_key(cohort, edges.agree(pair, cohort.share_keys[recipient]), sender, recipient)
     return cohort.suite.seal(key, plaintext, context=_context(cohort, sender, recipient))
 
 
 def open_shares(
-    sealed: bytes, *, cohort: Cohort, pair: KeyPair, sender: str, recipient: str
+    sealed: bytes,
+    *,
+    cohort: Cohort,
+    pair: KeyPair,
+    sender: str,
+    recipient: str,
+    edges: Edges = _OWN,
 ) -> tuple[bytes, bytes]:
     """The share of the sender's self-mask seed and that of its mask key, 36 bytes each.
 
     Raises:
         AuthenticationFailed: not sealed by ``sender`` for ``recipient`` in this round.
     """
-    key = _box_key(cohort, pair, cohort.share_keys[sender], sender, recipient)
+    key = _box_key(cohort, edges.agree(pair, cohort.share_keys[sender]), sender, recipient)
     plaintext = cohort.suite.open_sealed(key, sealed, context=_context(cohort, sender, recipient))
     return plaintext[:SHARE_BYTES], plaintext[SHARE_BYTES:]
 
 
-def _box_key(
-    cohort: Cohort, pair: KeyPair, peer_public: bytes, sender: str, recipient: str
-) -> bytes:
+def _box_key(cohort: Cohort, secret: bytes, sender: str, recipient: str) -> bytes:
     info = label("share") + join(sender.encode("ascii"), recipient.encode("ascii"))
-    return cohort.suite.derive(pair.agree(peer_public), salt=cohort.roster, info=info)
+    return cohort.suite.derive(secret, salt=cohort.roster, info=info)
 
 
 def _context(cohort: Cohort, sender: str, recipient: str) -> bytes:

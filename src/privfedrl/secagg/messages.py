@@ -8,7 +8,8 @@ bounded by the size limit.
 Frame: magic "PFRL" | version u16 | type u16 | payload length u32 | payload | signature (64 bytes).
 The version's high byte is the protocol, its low byte the suite. The signature covers
 L(type) || header || payload. Notation: cfg = digest of the round's config, roster = digest of the
-adverts U1, U2/U3/U4 = who shared keys / sent a masked vector / signed the survivor set.
+set U1 of members with their adverts, U2/U3/U4 = who shared keys / sent a masked vector / signed the
+survivor set. Sets are encoded as in ``members``, Merkle roots and proofs as in ``merkle``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -27,13 +28,16 @@ from privfedrl.primitives.shamir import SHARE_BYTES
 from privfedrl.primitives.signing import SIGNATURE_BYTES
 from privfedrl.secagg.binding import digest, label
 from privfedrl.secagg.identity import NAME_PATTERN, Identity, Registry
+from privfedrl.secagg.members import members_bytes
 from privfedrl.secagg.parameters import MAX_CLIENTS, SecAggParameters
 from privfedrl.secagg.sizes import (
     CLIENT_TYPES,
     HEADER_BYTES,
     PARAMETER_BYTES,
     SEALED_BYTES,
+    Limits,
     MessageType,
+    frame_limit,
 )
 from privfedrl.secagg.suite import DEFAULT_SUITE, Suite, suite_of
 
@@ -43,6 +47,7 @@ __all__ = [
     "Delivery",
     "Frame",
     "FrameReader",
+    "IdealBody",
     "Masked",
     "Message",
     "Outgoing",
@@ -66,11 +71,14 @@ Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Sealed = Annotated[bytes, Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
-Pairs = Annotated[tuple[tuple[Name, Digest], ...], Meta(max_length=MAX_CLIENTS)]
+Set = Annotated[bytes, Meta(max_length=members_bytes(MAX_CLIENTS))]
+Proof = Annotated[bytes, Meta(max_length=32 * 16 * MAX_CLIENTS)]
+Digests = Annotated[bytes, Meta(max_length=32 * MAX_CLIENTS)]
 Frames = Annotated[tuple[bytes, ...], Meta(max_length=MAX_CLIENTS)]
 # SQLite keeps signed 64-bit integers, so the journal's range is the wire's range
 Round = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Seconds = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +96,9 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 class RoundConfig(_Wire, frozen=True, tag=int(MessageType.CONFIG)):
     """Everything that the participants of one round must agree on, signed by the coordinator.
 
-    ``round_seed`` is 32 public bytes for anything that all agents draw alike; ``parameters`` are
-    the canonical bytes of :class:`SecAggParameters`.
+    ``opened_at`` is the coordinator's time, in seconds since 1970-01-01 UTC: identities must be
+    valid then. ``round_seed`` is 32 public bytes for anything that all agents draw alike;
+    ``parameters`` are the canonical bytes of :class:`SecAggParameters`.
     """
 
     suite: Annotated[int, Meta(ge=1, le=127)]
@@ -97,6 +106,7 @@ class RoundConfig(_Wire, frozen=True, tag=int(MessageType.CONFIG)):
     task_id: Digest
     round: Round
     attempt: Attempt
+    opened_at: Seconds
     plan_digest: Digest
     model_digest: Digest
     registry_digest: Digest
@@ -119,15 +129,22 @@ class Advertise(_Wire, frozen=True, tag=int(MessageType.ADVERTISE)):
 
 
 class Roster(_Wire, frozen=True, tag=int(MessageType.ROSTER)):
-    """Answer to M1: every signed advert of U1, sorted by sender."""
+    """Answer to M1: U1, and the signed adverts of ``recipient`` and its neighbours in order.
+
+    ``proof`` leads from these adverts to the Merkle root over all adverts of U1; it is empty where
+    everybody is a neighbour.
+    """
 
     cfg: Digest
     sender: Name
+    recipient: Name
+    members: Set
     adverts: Frames
+    proof: Proof
 
 
 class Shares(_Wire, frozen=True, tag=int(MessageType.SHARES)):
-    """M2: the commitment to the self mask, and one sealed pair of shares per other member."""
+    """M2: the commitment to the self mask, and one sealed pair of shares per neighbour in order."""
 
     cfg: Digest
     sender: Name
@@ -137,13 +154,18 @@ class Shares(_Wire, frozen=True, tag=int(MessageType.SHARES)):
 
 
 class Delivery(_Wire, frozen=True, tag=int(MessageType.DELIVERY)):
-    """Answer to M2: U2 with its commitments, and what the others sealed for ``recipient``."""
+    """Answer to M2: U2, the root over its commitments, and what the neighbours in it sealed.
+
+    ``proof`` leads from the recipient's own commitment to ``root``.
+    """
 
     cfg: Digest
     sender: Name
     recipient: Name
     roster: Digest
-    shared: Pairs
+    members: Set
+    root: Digest
+    proof: Proof
     sealed: Annotated[tuple[Sealed, ...], Meta(max_length=MAX_CLIENTS)]
 
 
@@ -158,12 +180,18 @@ class Masked(_Wire, frozen=True, tag=int(MessageType.MASKED)):
 
 
 class Survivors(_Wire, frozen=True, tag=int(MessageType.SURVIVORS)):
-    """Answer to M3: U3 with the digest of each masked vector."""
+    """Answer to M3: U3 and the root over the digests of its masked vectors.
+
+    ``proof`` leads from the digest of the recipient's own vector to ``root``.
+    """
 
     cfg: Digest
     sender: Name
+    recipient: Name
     roster: Digest
-    survivors: Pairs
+    members: Set
+    root: Digest
+    proof: Proof
 
 
 class Consistency(_Wire, frozen=True, tag=int(MessageType.CONSISTENCY)):
@@ -176,18 +204,20 @@ class Consistency(_Wire, frozen=True, tag=int(MessageType.CONSISTENCY)):
 
 
 class UnmaskRequest(_Wire, frozen=True, tag=int(MessageType.UNMASK_REQUEST)):
-    """Answer to M4: the signed consistency frames of U4."""
+    """Answer to M4: the signed consistency frames of those of U4 whom ``recipient`` asks for."""
 
     cfg: Digest
     sender: Name
+    recipient: Name
     roster: Digest
     consents: Frames
 
 
 class Unmask(_Wire, frozen=True, tag=int(MessageType.UNMASK)):
-    """M5: one share per member of U2, in its order; the kind follows from U3 alone.
+    """M5: one share per member of U2 whose shares the sender holds, in order.
 
-    There is one place per member, so a frame that holds both shares of somebody cannot be written.
+    The kind follows from U3 alone. There is one place per member, so a frame that holds both shares
+    of somebody cannot be written.
     """
 
     cfg: Digest
@@ -197,14 +227,37 @@ class Unmask(_Wire, frozen=True, tag=int(MessageType.UNMASK)):
 
 
 class TranscriptBody(_Wire, frozen=True, tag=int(MessageType.TRANSCRIPT)):
-    """The public record of a finished round, signed by the coordinator. See ``transcript``."""
+    """The public record of a finished round, signed by the coordinator. See ``transcript``.
+
+    ``commitments`` and ``vectors`` hold 32 bytes per member of ``shared`` and of ``survivors``.
+    """
 
     sender: Name
     config: bytes
+    members: Set
     adverts: Frames
-    shared: Pairs
-    survivors: Pairs
+    shared: Set
+    commitments: Digests
+    survivors: Set
+    vectors: Digests
     consents: Frames
+    sum_digest: Digest
+    ledger_head: Digest
+
+
+class IdealBody(_Wire, frozen=True, tag=int(MessageType.IDEAL)):
+    """The record of a sum that nothing protected; ``protection`` says so in every copy."""
+
+    sender: Name
+    protection: Literal["no cryptographic protection"]
+    task_id: Digest
+    round: Round
+    attempt: Attempt
+    plan_digest: Digest
+    model_digest: Digest
+    registry_digest: Digest
+    previous_transcript: Digest
+    survivors: Set
     sum_digest: Digest
     ledger_head: Digest
 
@@ -221,6 +274,7 @@ Message = (
     | UnmaskRequest
     | Unmask
     | TranscriptBody
+    | IdealBody
 )
 
 _STRUCTS: Final[dict[MessageType, type[Any]]] = {
@@ -235,6 +289,7 @@ _STRUCTS: Final[dict[MessageType, type[Any]]] = {
     MessageType.UNMASK_REQUEST: UnmaskRequest,
     MessageType.UNMASK: Unmask,
     MessageType.TRANSCRIPT: TranscriptBody,
+    MessageType.IDEAL: IdealBody,
 }
 _TYPES: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(row) for kind, row in _STRUCTS.items()}
@@ -322,17 +377,26 @@ class FrameReader:
 
     Args:
         registry: who may speak, in which role.
-        parameters: give the size limit of each type.
+        parameters: give the size limit of each type; so do bare limits.
+        verified: fingerprints of frames that are known to be authentic; a simulation gives all its
+            participants the same set, so that each signature is verified once.
     """
 
-    __slots__ = ("_capacity", "_parameters", "_registry", "_verified")
+    __slots__ = ("_capacity", "_limits", "_registry", "_verified")
 
-    def __init__(self, registry: Registry, parameters: SecAggParameters) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        parameters: SecAggParameters | Limits,
+        *,
+        verified: set[bytes] | None = None,
+    ) -> None:
         self._registry = registry
-        self._parameters = parameters
-        self._verified: set[bytes] = set()
+        limits = parameters.limits if isinstance(parameters, SecAggParameters) else parameters
+        self._limits = {kind: frame_limit(kind, limits) for kind in MessageType}
+        self._verified = set() if verified is None else verified
         # a full round has at most 5 n + 5 frames; a signer who floods gains no memory
-        self._capacity = 8 * parameters.num_clients + 8
+        self._capacity = 8 * limits.num_clients + 8
 
     def trust(self, data: bytes) -> None:
         """Take ``data``, a frame that this participant signed itself, as verified."""
@@ -346,7 +410,7 @@ class FrameReader:
                 who may not send it.
             AuthenticationFailed: unknown sender or wrong signature.
         """
-        parts = _split(data, expected, self._parameters.frame_limit)
+        parts = _split(data, expected, self._limits.__getitem__)
         kind, message = parts.kind, _decode(parts.kind, parts.payload)
         self._check_sender(kind, message.sender)
         fingerprint = hashlib.sha256(data).digest()

@@ -87,6 +87,7 @@ class AbortCode(Enum):
     BAD_SIGNATURE = "BadSignature"
     COHORT_TOO_SMALL = "CohortTooSmall"
     DEADLINE = "Deadline"
+    DIFFERENCING = "Differencing"
     DUPLICATE_KEY = "DuplicateKey"
     EQUIVOCATION = "Equivocation"
     INFEASIBLE_PARAMETERS = "InfeasibleParameters"
@@ -102,3 +103,5 @@ class AbortCode(Enum):
     SURVIVOR_MISMATCH = "SurvivorMismatch"
     THRESHOLD_NOT_MET = "ThresholdNotMet"
     UNEXPECTED_MESSAGE = "UnexpectedMessage"
+    UNKNOWN_IDENTITY = "UnknownIdentity"
+    WRONG_TIME = "WrongTime"

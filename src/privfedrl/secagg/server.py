@@ -7,12 +7,13 @@ vectors, and a bad frame from one client changes nothing for the others.
 A client that signs two different messages for one slot is refused from then on, and both frames
 are kept as evidence. A masked vector that is in the accumulator by then stays: it is in U3 and its
 self mask is recovered from the others, as for any client that drops out after M3.
-Notation: U1 advertised, U2 shared keys, U3 sent a masked vector, U4 signed U3.
+Notation: U1 advertised, U2 shared keys, U3 sent a masked vector, U4 signed U3; holders as in
+``agreement``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,11 +21,11 @@ import numpy as np
 
 from privfedrl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
 from privfedrl.primitives import shamir
-from privfedrl.primitives.random import Entropy, draw, system_entropy
+from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import (
     Cohort,
-    Pairs,
+    SignedSet,
     abort,
     check_advert,
     check_pinned,
@@ -36,6 +37,8 @@ from privfedrl.secagg.agreement import (
 )
 from privfedrl.secagg.binding import DIGEST_BYTES
 from privfedrl.secagg.identity import Identity, Registry
+from privfedrl.secagg.members import Members
+from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,
@@ -62,8 +65,6 @@ from privfedrl.secagg.transcript import RoundRecord
 from privfedrl.secagg.unmasking import recover, strip_masks
 
 __all__ = ["Equivocation", "SecAggServer", "SecureSum"]
-
-_COLLECTED: Final = dict(SERVER_COLLECTS.keys())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ class SecAggServer:
         entropy: draws the round seed when the caller gives none.
         before_unmask: called once with U3, sorted, before any client is asked about it; the caller
             settles its ledger here. If it raises, the round is aborted and its error propagates.
+        clock: gives the config its ``opened_at``; agents that are not valid then are left out.
     Raises:
         ConfigurationError: these do not fit together.
     """
@@ -119,6 +121,7 @@ class SecAggServer:
         plan_digest: bytes,
         entropy: Entropy = system_entropy,
         before_unmask: Callable[[tuple[str, ...]], None] = lambda survivors: None,
+        clock: Clock = system_clock,
     ) -> None:
         check_pinned(identity, registry, parameters, plan_digest, role="coordinator")
         self._identity = identity
@@ -127,14 +130,17 @@ class SecAggServer:
         self._plan_digest = plan_digest
         self._entropy = entropy
         self._before_unmask = before_unmask
+        self._clock = clock
         self._reader = FrameReader(registry, parameters)
         self._phase = ServerPhase.IDLE
         self._abort: RoundAborted | None = None
         self._answers: dict[MessageType, dict[str, _Answer]] = {kind: {} for kind in CLIENT_TYPES}
         self._total: RingVector = np.zeros(0, np.uint32)
         self._round: _Round | None = None
-        self._expected: tuple[str, ...] = ()
+        self._expected: frozenset[str] = frozenset()
+        self._awaited: set[str] = set()
         self._refused: set[str] = set()
+        self._keys: set[bytes] = set()
         self._result: SecureSum | None = None
         self.evidence: list[Equivocation] = []
         """One entry per client that contradicted itself."""
@@ -152,17 +158,12 @@ class SecAggServer:
     @property
     def survivors(self) -> tuple[str, ...]:
         """U3, sorted, once it is fixed; empty before."""
-        return tuple(name for name, _ in self._round.survivors) if self._round else ()
+        return () if self._round is None else self._round.survivors
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
         """Whose answer would complete this phase, sorted; the others have given theirs."""
-        if self.finished or self._phase is ServerPhase.IDLE:
-            return ()
-        given = self._answers[_COLLECTED[self._phase]]
-        return tuple(
-            name for name in self._expected if name not in given and name not in self._refused
-        )
+        return () if self.finished else tuple(sorted(self._awaited))
 
     def start(
         self,
@@ -191,6 +192,7 @@ class SecAggServer:
             task_id=task_id,
             round=round,
             attempt=attempt,
+            opened_at=self._clock(),
             plan_digest=self._plan_digest,
             model_digest=model_digest,
             registry_digest=self._registry.digest,
@@ -206,9 +208,14 @@ class SecAggServer:
         self._total = np.zeros(
             self._parameters.vector_length, np.dtype(f"uint{self._parameters.ring_bits}")
         )
-        self._expected = self._registry.agents
+        valid = [
+            name
+            for name in self._registry.agents
+            if self._registry.valid_at(name, config.opened_at)
+        ]
+        self._await(valid)
         self._phase = ServerPhase.COLLECT_ADVERTS
-        return [Outgoing(name, data) for name in self._registry.agents]
+        return [Outgoing(name, data) for name in valid]
 
     def receive(self, data: bytes) -> list[Outgoing]:
         """Take one frame. Returns the next messages if it completed the phase, else nothing.
@@ -243,7 +250,8 @@ class SecAggServer:
         value = _TAKERS[frame.type](self, frame)
         kept = b"" if frame.type is MessageType.MASKED else data
         self._answers[frame.type][frame.sender] = _Answer(frame.digest, kept, value)
-        return [] if self.waiting_for else self._advance()
+        self._awaited.discard(frame.sender)
+        return [] if self._awaited else self._advance()
 
     def close_phase(self) -> list[Outgoing]:
         """The caller's deadline: go on with those who answered, or abort if they are too few.
@@ -306,6 +314,7 @@ class SecAggServer:
     def _refuse(self, frame: Frame, earlier: _Answer, data: bytes) -> None:
         """Shut out a client that contradicted itself; withdraw what can still be withdrawn."""
         self._refused.add(frame.sender)
+        self._awaited.discard(frame.sender)
         self.evidence.append(
             Equivocation(sender=frame.sender, type=frame.type, first=earlier.frame, second=data)
         )
@@ -319,19 +328,16 @@ class SecAggServer:
     def _take_advert(self, frame: Frame) -> Advertise:
         message: Advertise = frame.message
         check_advert(message, cfg=self._now.cfg, suite=DEFAULT_SUITE)
-        known = {
-            key
-            for answer in self._answers[MessageType.ADVERTISE].values()
-            for key in (answer.value.share_key, answer.value.mask_key)
-        }
-        if {message.share_key, message.mask_key} & known:
+        keys = {message.share_key, message.mask_key}
+        if keys & self._keys:
             raise RemoteProtocolError(f"{message.sender} advertises somebody else's key")
+        self._keys |= keys
         return message
 
     def _take_shares(self, frame: Frame) -> Shares:
         message: Shares = frame.message
         self._require_roster(message.roster)
-        others = len(self._cohort.names) - 1
+        others = self._cohort.topology.degree
         if len(message.sealed) != others:
             raise RemoteProtocolError(
                 f"shares must hold {others} sealed pairs, got {len(message.sealed)}"
@@ -360,7 +366,12 @@ class SecAggServer:
     def _take_unmask(self, frame: Frame) -> Any:
         message: Unmask = frame.message
         self._require_roster(message.roster)
-        return shamir.decode_shares(message.shares, count=len(self._now.shared))
+        return shamir.decode_shares(message.shares, count=len(self._owners(message.sender)))
+
+    def _owners(self, holder: str) -> list[str]:
+        """The members of U2 whose shares ``holder`` has, in order."""
+        shared = self._now.commitments
+        return [name for name in self._cohort.holders(holder) if name in shared]
 
     def _require_roster(self, roster: bytes) -> None:
         if roster != self._cohort.roster:
@@ -371,105 +382,145 @@ class SecAggServer:
     def _close_adverts(self) -> list[Outgoing]:
         names = self._answered(MessageType.ADVERTISE, self._parameters.floor)
         answers = self._answers[MessageType.ADVERTISE]
-        frames = tuple(answers[name].frame for name in names)
-        adverts = [answers[name].value for name in names]
-        self._now.cohort = Cohort.of(self._now.cfg, DEFAULT_SUITE, frames, adverts)
-        self._now.adverts = frames
-        return self._to_all(Roster(cfg=self._now.cfg, sender=self._identity.name, adverts=frames))
+        now, members = self._now, self._members(names)
+        now.adverts = tuple(answers[name].frame for name in names)
+        tree = MerkleTree(now.adverts)
+        now.cohort = cohort = Cohort.of(
+            cfg=now.cfg,
+            suite=DEFAULT_SUITE,
+            registry=self._registry,
+            members=members,
+            topology=self._parameters.topology(len(members)),
+            root=tree.root,
+            adverts=[answers[name].value for name in names],
+        )
+        now.floor = self._parameters.stage_floor(len(members))
+        encoded = members.to_bytes()
+
+        def roster_for(recipient: str) -> Roster:
+            shown = sorted((*cohort.neighbours(recipient), recipient))
+            return Roster(
+                cfg=now.cfg,
+                sender=self._identity.name,
+                recipient=recipient,
+                members=encoded,
+                adverts=tuple(answers[name].frame for name in shown),
+                proof=tree.proof([cohort.rank(name) for name in shown]),
+            )
+
+        return self._to_each(roster_for)
 
     def _close_shares(self) -> list[Outgoing]:
-        names = self._answered(MessageType.SHARES, self._parameters.floor)
+        names = self._answered(MessageType.SHARES, self._now.floor)
         shares = {name: self._answers[MessageType.SHARES][name].value for name in names}
-        roster = self._cohort.roster
-        self._now.shared = tuple((name, shares[name].commitment) for name in names)
-        self._now.shared_digest = shared_digest(roster, self._now.shared)
-        return [
-            self._to(
-                recipient,
-                Delivery(
-                    cfg=self._now.cfg,
-                    sender=self._identity.name,
-                    recipient=recipient,
-                    roster=roster,
-                    shared=self._now.shared,
-                    sealed=tuple(
-                        shares[name].sealed[self._place(name, recipient)]
-                        for name in names
-                        if name != recipient
-                    ),
+        now, cohort, members = self._now, self._cohort, self._members(names)
+        now.commitments = {name: shares[name].commitment for name in names}
+        tree = MerkleTree(tuple(now.commitments.values()))
+        now.shared_digest = shared_digest(cohort.roster, SignedSet(members=members, root=tree.root))
+        places = {
+            name: {peer: at for at, peer in enumerate(cohort.neighbours(name))} for name in names
+        }
+        encoded = members.to_bytes()
+        ranks = {name: rank for rank, name in enumerate(names)}
+
+        def delivery_for(recipient: str) -> Delivery:
+            return Delivery(
+                cfg=now.cfg,
+                sender=self._identity.name,
+                recipient=recipient,
+                roster=cohort.roster,
+                members=encoded,
+                root=tree.root,
+                proof=tree.proof([ranks[recipient]]),
+                sealed=tuple(
+                    shares[peer].sealed[places[peer][recipient]]
+                    for peer in places[recipient]
+                    if peer in shares
                 ),
             )
-            for recipient in names
-            if recipient not in self._refused
-        ]
 
-    def _place(self, sender: str, recipient: str) -> int:
-        """Where ``sender`` put the pair for ``recipient``: roster order without itself."""
-        point = self._cohort.point(recipient) - 1
-        return point - (sender < recipient)
+        return self._to_each(delivery_for)
 
     def _close_masked(self) -> list[Outgoing]:
-        names = self._answered(MessageType.MASKED, self._parameters.floor)
+        names = self._answered(MessageType.MASKED, self._now.floor)
         answers = self._answers[MessageType.MASKED]
-        self._now.survivors = tuple((name, answers[name].value) for name in names)
-        roster = self._cohort.roster
-        self._now.survivors_digest = survivors_digest(
-            roster, self._now.shared_digest, self._now.survivors
+        now, cohort, members = self._now, self._cohort, self._members(names)
+        now.survivors = names
+        now.vectors = tuple(answers[name].value for name in names)
+        tree = MerkleTree(now.vectors)
+        now.survivors_digest = survivors_digest(
+            cohort.roster, now.shared_digest, SignedSet(members=members, root=tree.root)
         )
         try:
             self._before_unmask(names)
         except BaseException as error:
             self._give_up(abort(AbortCode.LOCAL_FAULT, f"before_unmask: {type(error).__name__}"))
             raise
-        return self._to_all(
-            Survivors(
-                cfg=self._now.cfg,
+        encoded = members.to_bytes()
+        ranks = {name: rank for rank, name in enumerate(names)}
+
+        def survivors_for(recipient: str) -> Survivors:
+            return Survivors(
+                cfg=now.cfg,
                 sender=self._identity.name,
-                roster=roster,
-                survivors=self._now.survivors,
+                recipient=recipient,
+                roster=cohort.roster,
+                members=encoded,
+                root=tree.root,
+                proof=tree.proof([ranks[recipient]]),
             )
-        )
+
+        return self._to_each(survivors_for)
 
     def _close_consistency(self) -> list[Outgoing]:
-        names = self._answered(MessageType.CONSISTENCY, self._parameters.threshold)
-        answers = self._answers[MessageType.CONSISTENCY]
-        self._now.consents = tuple(answers[name].frame for name in names)
-        return self._to_all(
-            UnmaskRequest(
+        cohort = self._cohort
+        names = self._answered(MessageType.CONSISTENCY, cohort.threshold)
+        frames = {name: self._answers[MessageType.CONSISTENCY][name].frame for name in names}
+        self._now.consents = tuple(frames.values())
+
+        def request_for(recipient: str) -> UnmaskRequest:
+            return UnmaskRequest(
                 cfg=self._now.cfg,
                 sender=self._identity.name,
-                roster=self._cohort.roster,
-                consents=self._now.consents,
+                recipient=recipient,
+                roster=cohort.roster,
+                consents=tuple(
+                    frames[name] for name in cohort.holders(recipient) if name in frames
+                ),
             )
-        )
+
+        return self._to_each(request_for)
 
     def _close_unmask(self) -> list[Outgoing]:
-        names = self._answered(MessageType.UNMASK, self._parameters.threshold)
-        answers = self._answers[MessageType.UNMASK]
+        names = self._answered(MessageType.UNMASK, self._cohort.threshold)
+        now, cohort, total = self._now, self._cohort, self._total
+        shares: dict[str, dict[str, Any]] = {}
+        for holder in names:
+            rows = self._answers[MessageType.UNMASK][holder].value
+            for owner, share in zip(self._owners(holder), rows, strict=True):
+                shares.setdefault(owner, {})[holder] = share
         recovered = recover(
-            {name: answers[name].value for name in names},
-            cohort=self._cohort,
-            threshold=self._parameters.threshold,
-            shared=self._now.shared,
-            survivors=self.survivors,
+            shares, cohort=cohort, commitments=now.commitments, survivors=frozenset(now.survivors)
         )
-        total = self._total
-        strip_masks(total, recovered, cohort=self._cohort, survivors=self.survivors)
+        strip_masks(total, recovered, cohort=cohort, survivors=now.survivors)
         total.setflags(write=False)
         self._forget()
         data = total.astype(total.dtype.newbyteorder("<"), copy=False).tobytes()
         record = RoundRecord(
-            config=self._now.frame,
-            adverts=self._now.adverts,
-            shared=self._now.shared,
-            survivors=self._now.survivors,
-            consents=self._now.consents,
-            sum_digest=sum_digest(self._now.cfg, data),
+            config=now.frame,
+            members=cohort.members,
+            adverts=now.adverts,
+            shared=self._members(now.commitments),
+            commitments=tuple(now.commitments.values()),
+            survivors=self._members(now.survivors),
+            vectors=now.vectors,
+            consents=now.consents,
+            sum_digest=sum_digest(now.cfg, data),
         )
         self._result = SecureSum(
             vector=total,
-            survivors=self.survivors,
-            config=self._now.config,
+            survivors=now.survivors,
+            config=now.config,
             record=record,
             suspects=recovered.suspects,
         )
@@ -478,22 +529,31 @@ class SecAggServer:
     def _answered(self, kind: MessageType, floor: int) -> tuple[str, ...]:
         """Who answered, sorted, and from now on expected; too few of them end the round."""
         names = tuple(sorted(self._answers[kind]))
-        if len(names) < self._parameters.threshold:
+        threshold = self._parameters.threshold
+        if len(names) < threshold:
             raise abort(
                 AbortCode.THRESHOLD_NOT_MET,
-                f"{kind.label}: expected >= {self._parameters.threshold} answers, got {len(names)}",
+                f"{kind.label}: expected >= {threshold} answers, got {len(names)}",
             )
         if len(names) < floor:
-            raise too_small(kind.label, len(names), self._parameters)
-        self._expected = names
+            raise too_small(kind.label, len(names), floor)
+        self._await(names)
         return names
 
-    def _to_all(self, message: Message) -> list[Outgoing]:
-        data = encode_frame(message, self._identity)
-        return [Outgoing(name, data) for name in self._expected if name not in self._refused]
+    def _await(self, names: Iterable[str]) -> None:
+        self._expected = frozenset(names)
+        self._awaited = set(self._expected - self._refused)
 
-    def _to(self, recipient: str, message: Message) -> Outgoing:
-        return Outgoing(recipient, encode_frame(message, self._identity))
+    def _members(self, names: Iterable[str]) -> Members:
+        indices = (self._registry.index_of(name) for name in names)
+        return Members.of(indices, len(self._registry.agents))
+
+    def _to_each(self, message_for: Callable[[str], Message]) -> list[Outgoing]:
+        """One signed message for everybody who is still expected, in order."""
+        return [
+            Outgoing(name, encode_frame(message_for(name), self._identity))
+            for name in sorted(self._awaited)
+        ]
 
     @property
     def _now(self) -> _Round:
@@ -519,10 +579,12 @@ class _Round:
     config: RoundConfig
     cfg: bytes
     cohort: Cohort | None = None
+    floor: int = 0
     adverts: tuple[bytes, ...] = ()
-    shared: Pairs = ()
+    commitments: dict[str, bytes] = field(default_factory=dict)
     shared_digest: bytes = b""
-    survivors: Pairs = ()
+    survivors: tuple[str, ...] = ()
+    vectors: tuple[bytes, ...] = ()
     survivors_digest: bytes = b""
     consents: tuple[bytes, ...] = ()
 

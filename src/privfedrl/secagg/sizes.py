@@ -1,14 +1,16 @@
 """How many bytes a frame may have: a function of the public parameters alone.
 
-Guarantee: :func:`frame_limit` is the exact size of the largest frame of its type that the
-parameters allow, so a longer one is refused before a byte of it is decoded, and no size on the
-wire depends on private data.
+Guarantee: :func:`frame_limit` is at least the size of the largest frame of its type that the
+parameters allow (exactly that on a complete graph), so a longer one is refused before a byte of it
+is decoded, and no size on the wire depends on private data.
 
-Notation: n = clients, D = vector length. Sizes follow the msgpack specification.
+Notation: n = registered clients, k = most neighbours of one client, D = vector length. Sizes follow
+the msgpack specification.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -22,6 +24,7 @@ __all__ = [
     "MAX_NAME_CHARS",
     "PARAMETER_BYTES",
     "SEALED_BYTES",
+    "Limits",
     "MessageType",
     "frame_limit",
 ]
@@ -30,7 +33,7 @@ HEADER_BYTES: Final = 12
 """Magic 4, version 2, type 2, payload length 4."""
 
 MAX_NAME_CHARS: Final = 64
-PARAMETER_BYTES: Final = 7 * 8
+PARAMETER_BYTES: Final = 12 * 8
 SEALED_BYTES: Final = 2 * SHARE_BYTES + TAG_BYTES
 """One share of a self mask and one of a mask key, with the tag: 88 bytes."""
 
@@ -49,6 +52,7 @@ class MessageType(IntEnum):
     UNMASK_REQUEST = 9
     UNMASK = 10
     TRANSCRIPT = 11
+    IDEAL = 12
 
     @property
     def label(self) -> str:
@@ -79,41 +83,72 @@ def _array(count: int) -> int:
 _NAME: Final = 2 + MAX_NAME_CHARS
 _DIGEST: Final = _bin(32)
 _HEAD: Final = 1 + 1 + _DIGEST + _NAME  # array header, tag, cfg, sender
+_AROUND: Final = HEADER_BYTES + SIGNATURE_BYTES
+_ADVERT: Final = _AROUND + _HEAD + 2 * _DIGEST
+_CONSENT: Final = _ADVERT
+_CONFIG: Final = _AROUND + 3 + _NAME + 9 + 5 + 9 + 6 * _DIGEST + _bin(PARAMETER_BYTES)
 
 
-def frame_limit(
-    message_type: MessageType, *, num_clients: int, vector_length: int, ring_bits: int
-) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The public numbers that sizes depend on. ``neighbours`` is k, at most ``num_clients`` - 1."""
+
+    num_clients: int
+    neighbours: int
+    vector_length: int
+    ring_bits: int
+
+    @property
+    def members(self) -> int:
+        """Bytes of an encoded set, with its header."""
+        return _bin((self.num_clients + 7) // 8)
+
+    @property
+    def levels(self) -> int:
+        """Height of a Merkle tree over everybody."""
+        return (self.num_clients - 1).bit_length()
+
+    @property
+    def roster_proof(self) -> int:
+        """Digests beside k + 1 known leaves: none if everybody is known."""
+        known = self.neighbours + 1
+        return 0 if known >= self.num_clients else 32 * known * self.levels
+
+
+def frame_limit(message_type: MessageType, limits: Limits) -> int:
     """The largest frame of ``message_type`` in bytes, header and signature included."""
-    n = num_clients
-    around = HEADER_BYTES + SIGNATURE_BYTES
-    advert = around + _HEAD + 2 * _DIGEST
-    consent = around + _HEAD + 2 * _DIGEST
-    config = around + 3 + _NAME + 9 + 5 + 6 * _DIGEST + _bin(PARAMETER_BYTES)
-    pairs = _array(n) + n * (1 + _NAME + _DIGEST)
+    n, k, members = limits.num_clients, limits.neighbours, limits.members
+    path = _bin(32 * limits.levels)
+    to_one = _AROUND + _HEAD + _NAME  # what the coordinator addresses to one client
     match message_type:
         case MessageType.CONFIG:
-            return config
+            return _CONFIG
         case MessageType.ADVERTISE:
-            return advert
+            return _ADVERT
         case MessageType.ROSTER:
-            return around + _HEAD + _array(n) + n * _bin(advert)
+            adverts = _array(k + 1) + (k + 1) * _bin(_ADVERT)
+            return to_one + members + adverts + _bin(limits.roster_proof)
         case MessageType.SHARES:
-            return around + _HEAD + 2 * _DIGEST + _array(n - 1) + (n - 1) * _bin(SEALED_BYTES)
+            return _AROUND + _HEAD + 2 * _DIGEST + _array(k) + k * _bin(SEALED_BYTES)
         case MessageType.DELIVERY:
-            sealed = _array(n - 1) + (n - 1) * _bin(SEALED_BYTES)
-            return around + _HEAD + _DIGEST + _NAME + pairs + sealed
+            sealed = _array(k) + k * _bin(SEALED_BYTES)
+            return to_one + 2 * _DIGEST + members + path + sealed
         case MessageType.MASKED:
-            return around + _HEAD + 2 * _DIGEST + _bin(vector_length * ring_bits // 8)
+            vector = _bin(limits.vector_length * limits.ring_bits // 8)
+            return _AROUND + _HEAD + 2 * _DIGEST + vector
         case MessageType.SURVIVORS:
-            return around + _HEAD + _DIGEST + pairs
+            return to_one + 2 * _DIGEST + members + path
         case MessageType.CONSISTENCY:
-            return consent
+            return _CONSENT
         case MessageType.UNMASK_REQUEST:
-            return around + _HEAD + _DIGEST + _array(n) + n * _bin(consent)
+            return to_one + _DIGEST + _array(k + 1) + (k + 1) * _bin(_CONSENT)
         case MessageType.UNMASK:
-            return around + _HEAD + _DIGEST + _bin(n * SHARE_BYTES)
+            return _AROUND + _HEAD + _DIGEST + _bin((k + 1) * SHARE_BYTES)
         case MessageType.TRANSCRIPT:
-            frames = 2 * _array(n) + n * (_bin(advert) + _bin(consent))
-            return around + 2 + _NAME + _bin(config) + frames + 2 * pairs + 2 * _DIGEST
+            frames = 2 * _array(n) + n * (_bin(_ADVERT) + _bin(_CONSENT))
+            sets = 3 * members + 2 * _bin(32 * n)
+            return _AROUND + 2 + _NAME + _bin(_CONFIG) + frames + sets + 2 * _DIGEST
+        case MessageType.IDEAL:
+            # task, round, attempt, four pins, sum and head; a literal of 32 characters
+            return _AROUND + 3 + _NAME + 7 * _DIGEST + 9 + 5 + members + 2 + 32
     raise AssertionError("unreachable")

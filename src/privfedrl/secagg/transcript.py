@@ -1,17 +1,21 @@
 """The public record of a round, for whoever audits it later.
 
 Guarantee: a transcript that :meth:`Transcript.verify` accepts shows that the coordinator opened one
-sum over exactly the named survivors, that at least ``threshold`` registered clients signed this set
-(with every commitment and every masked vector in it), and which plan, model, round, previous
-transcript and ledger head that was about. It holds no secret.
+sum over exactly the named survivors, that at least ``threshold`` holders of every member signed
+this set (with every commitment and every masked vector in it), that everybody was registered and
+valid when the round was opened, and which plan, model, round, previous transcript and ledger head
+that was about. It holds no secret. The record of an ideal sum says in every copy that nothing
+protected it.
 
-Notation: U1/U2/U3/U4 as in ``server``.
+Notation: U1/U2/U3/U4 and holders as in ``agreement``.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from privfedrl.errors import (
     AuthenticationFailed,
@@ -22,17 +26,22 @@ from privfedrl.primitives.signing import SIGNATURE_BYTES
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import (
     Cohort,
-    Pairs,
-    check_pairs,
-    read_roster,
+    SignedSet,
+    check_advert,
+    members_of,
     shared_digest,
     sum_digest,
     survivors_digest,
 )
-from privfedrl.secagg.binding import DIGEST_BYTES
+from privfedrl.secagg.binding import DIGEST_BYTES, digest
 from privfedrl.secagg.identity import Identity, Registry
+from privfedrl.secagg.members import Members
+from privfedrl.secagg.merkle import merkle_root
 from privfedrl.secagg.messages import (
+    Advertise,
+    Consistency,
     FrameReader,
+    IdealBody,
     RoundConfig,
     TranscriptBody,
     config_digest,
@@ -41,10 +50,16 @@ from privfedrl.secagg.messages import (
 )
 from privfedrl.secagg.parameters import MAX_CLIENTS, SecAggParameters
 from privfedrl.secagg.phases import AbortCode
-from privfedrl.secagg.sizes import HEADER_BYTES, MessageType, frame_limit
+from privfedrl.secagg.sizes import HEADER_BYTES, Limits, MessageType, frame_limit
 from privfedrl.secagg.suite import suite_of
 
-__all__ = ["RoundRecord", "Transcript"]
+__all__ = ["IDEAL", "PAIRWISE", "IdealRecord", "RoundRecord", "Transcript"]
+
+PAIRWISE: Final = "pairwise masking"
+IDEAL: Final = "no cryptographic protection"
+_ANY: Final = Limits(
+    num_clients=MAX_CLIENTS, neighbours=MAX_CLIENTS - 1, vector_length=1, ring_bits=32
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +67,74 @@ class RoundRecord:
     """What a finished round leaves for its transcript: signed frames and public sets.
 
     Attributes:
-        config: the signed config frame. adverts: the signed advert frames of U1, sorted.
-        shared: U2 with commitments. survivors: U3 with digests of the masked vectors.
-        consents: the signed consistency frames of U4. sum_digest: pins the opened sum.
+        config: the signed config frame. members: U1. adverts: its signed advert frames, in order.
+        shared: U2. commitments: 32 bytes per member. survivors: U3. vectors: digests of its masked
+        vectors. consents: the signed consistency frames of U4. sum_digest: pins the opened sum.
     """
 
     config: bytes
+    members: Members
     adverts: tuple[bytes, ...]
-    shared: Pairs
-    survivors: Pairs
+    shared: Members
+    commitments: tuple[bytes, ...]
+    survivors: Members
+    vectors: tuple[bytes, ...]
     consents: tuple[bytes, ...]
     sum_digest: bytes
+
+    def body(self, sender: str, ledger_head: bytes) -> TranscriptBody:
+        """The message that ``sender`` signs."""
+        return TranscriptBody(
+            sender=sender,
+            config=self.config,
+            members=self.members.to_bytes(),
+            adverts=self.adverts,
+            shared=self.shared.to_bytes(),
+            commitments=b"".join(self.commitments),
+            survivors=self.survivors.to_bytes(),
+            vectors=b"".join(self.vectors),
+            consents=self.consents,
+            sum_digest=self.sum_digest,
+            ledger_head=ledger_head,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdealRecord:
+    """What an ideal sum leaves: which one it was, and that nothing protected it.
+
+    Attributes:
+        task_id, plan_digest, model_digest, registry_digest, previous_transcript: 32 bytes each.
+        round, attempt: as in a config. survivors: whose vectors are in the sum.
+        vector: the sum, uint32 or uint64 [D].
+    """
+
+    task_id: bytes
+    round: int
+    attempt: int
+    plan_digest: bytes
+    model_digest: bytes
+    registry_digest: bytes
+    previous_transcript: bytes
+    survivors: Members
+    vector: RingVector = field(repr=False)
+
+    def body(self, sender: str, ledger_head: bytes) -> IdealBody:
+        """The message that ``sender`` signs."""
+        return IdealBody(
+            sender=sender,
+            protection=IDEAL,
+            task_id=self.task_id,
+            round=self.round,
+            attempt=self.attempt,
+            plan_digest=self.plan_digest,
+            model_digest=self.model_digest,
+            registry_digest=self.registry_digest,
+            previous_transcript=self.previous_transcript,
+            survivors=self.survivors.to_bytes(),
+            sum_digest=_ideal_digest(self.task_id, self.round, self.attempt, self.vector),
+            ledger_head=ledger_head,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +142,16 @@ class Transcript:
     """One signed record. ``data`` is the whole frame, as stored and published."""
 
     data: bytes = field(repr=False)
-    body: TranscriptBody = field(repr=False)
+    body: TranscriptBody | IdealBody = field(repr=False)
 
     @classmethod
-    def sign(cls, record: RoundRecord, *, identity: Identity, ledger_head: bytes) -> Transcript:
+    def sign(
+        cls, record: RoundRecord | IdealRecord, *, identity: Identity, ledger_head: bytes
+    ) -> Transcript:
         """The coordinator's signature on ``record`` and its ledger's head (32 opaque bytes)."""
         if len(ledger_head) != DIGEST_BYTES:
             raise ConfigurationError(f"ledger_head must be {DIGEST_BYTES} bytes")
-        body = TranscriptBody(
-            sender=identity.name,
-            config=record.config,
-            adverts=record.adverts,
-            shared=record.shared,
-            survivors=record.survivors,
-            consents=record.consents,
-            sum_digest=record.sum_digest,
-            ledger_head=ledger_head,
-        )
+        body = record.body(identity.name, ledger_head)
         return cls(encode_frame(body, identity), body)
 
     def to_bytes(self) -> bytes:
@@ -100,10 +165,9 @@ class Transcript:
         Raises:
             RemoteProtocolError: not a transcript frame, or too long for any cohort.
         """
-        limit = frame_limit(
-            MessageType.TRANSCRIPT, num_clients=MAX_CLIENTS, vector_length=1, ring_bits=32
-        )
-        return cls(data, peek(data, MessageType.TRANSCRIPT, limit=limit))
+        number = int.from_bytes(data[6:8], "big") if isinstance(data, bytes) else 0
+        kind = MessageType.IDEAL if number == MessageType.IDEAL else MessageType.TRANSCRIPT
+        return cls(data, peek(data, kind, limit=frame_limit(kind, _ANY)))
 
     @property
     def digest(self) -> bytes:
@@ -111,16 +175,22 @@ class Transcript:
         return hashlib.sha256(self.data).digest()
 
     @property
-    def config(self) -> RoundConfig:
-        """The round's config as parsed; only as trustworthy as :meth:`verify` says."""
-        limit = frame_limit(MessageType.CONFIG, num_clients=2, vector_length=1, ring_bits=32)
-        config: RoundConfig = peek(self.body.config, MessageType.CONFIG, limit=limit)
-        return config
+    def protection(self) -> str:
+        """ "pairwise masking" or "no cryptographic protection"."""
+        return PAIRWISE if isinstance(self.body, TranscriptBody) else IDEAL
 
     @property
-    def survivors(self) -> tuple[str, ...]:
+    def config(self) -> RoundConfig | IdealBody:
+        """What names the round (task_id, round, attempt, the digests), as parsed.
+
+        Only as trustworthy as :meth:`verify` says.
+        """
+        return self.body if isinstance(self.body, IdealBody) else _config(self.body)
+
+    def survivors(self, registry: Registry) -> tuple[str, ...]:
         """U3, sorted."""
-        return tuple(name for name, _ in self.body.survivors)
+        members = Members.from_bytes(self.body.survivors, len(registry.agents))
+        return tuple(registry.agents[index] for index in members.indices())
 
     @property
     def ledger_head(self) -> bytes:
@@ -136,25 +206,14 @@ class Transcript:
         Raises:
             RemoteProtocolError, AuthenticationFailed, RoundAborted: the record does not hold up.
         """
-        parameters = self._parameters()
-        reader = FrameReader(registry, parameters)
-        reader.read(self.data, frozenset({MessageType.TRANSCRIPT}))
-        frame = reader.read(self.body.config, frozenset({MessageType.CONFIG}))
-        config: RoundConfig = frame.message
-        if config.registry_digest != registry.digest:
+        if self.config.registry_digest != registry.digest:
             raise RemoteProtocolError("the transcript is about another registry")
-        if len(registry.agents) != parameters.num_clients:
-            raise RemoteProtocolError("num_clients is not the number of registered agents")
-        if previous is not None and config.previous_transcript != previous:
+        if previous is not None and self.config.previous_transcript != previous:
             raise RemoteProtocolError("the transcript does not follow the given one")
-        cohort = read_roster(
-            self.body.adverts,
-            cfg=config_digest(frame.payload),
-            suite=suite_of(config.suite),
-            reader=reader,
-            parameters=parameters,
-        )
-        self._verify_sets(cohort, reader, parameters)
+        if isinstance(self.body, IdealBody):
+            _verify_ideal(self.data, self.body, registry)
+        else:
+            _verify_round(self.data, self.body, registry)
 
     def verify_sum(self, vector: RingVector) -> None:
         """Check that ``vector`` is the sum that this transcript is about.
@@ -162,44 +221,154 @@ class Transcript:
         Raises:
             AuthenticationFailed: it is another one.
         """
-        data = vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
-        if sum_digest(self._cfg(), data) != self.body.sum_digest:
+        body = self.body
+        if isinstance(body, IdealBody):
+            expected = _ideal_digest(body.task_id, body.round, body.attempt, vector)
+        else:
+            expected = sum_digest(_cfg(body), _little_endian(vector))
+        if expected != body.sum_digest:
             raise AuthenticationFailed
 
-    def _cfg(self) -> bytes:
-        return config_digest(self.body.config[HEADER_BYTES:-SIGNATURE_BYTES])
 
-    def _parameters(self) -> SecAggParameters:
-        try:
-            return self.config.decoded_parameters()
-        except ConfigurationError as error:
-            raise RemoteProtocolError(
-                f"the transcript's parameters are unsound: {error}"
-            ) from error
+def _config(body: TranscriptBody) -> RoundConfig:
+    limit = frame_limit(MessageType.CONFIG, _ANY)
+    config: RoundConfig = peek(body.config, MessageType.CONFIG, limit=limit)
+    return config
 
-    def _verify_sets(
-        self, cohort: Cohort, reader: FrameReader, parameters: SecAggParameters
-    ) -> None:
-        body = self.body
-        shared = check_pairs(
-            body.shared, within=cohort.names, code=AbortCode.ROSTER_MISMATCH, parameters=parameters
-        )
-        survivors = check_pairs(
-            body.survivors, within=shared, code=AbortCode.SURVIVOR_MISMATCH, parameters=parameters
-        )
-        agreed = survivors_digest(
-            cohort.roster, shared_digest(cohort.roster, body.shared), body.survivors
-        )
-        signers = []
-        for data in body.consents:
-            consent = reader.read(data, frozenset({MessageType.CONSISTENCY})).message
-            bound = (consent.cfg, consent.roster, consent.survivors)
-            if bound != (cohort.cfg, cohort.roster, agreed):
-                raise RemoteProtocolError(f"{consent.sender} signed another set than the recorded")
-            signers.append(consent.sender)
-        if signers != sorted(set(signers)) or not set(signers) <= set(survivors):
-            raise RemoteProtocolError("signers must be sorted, distinct and survivors")
-        if len(signers) < parameters.threshold:
+
+def _cfg(body: TranscriptBody) -> bytes:
+    return config_digest(body.config[HEADER_BYTES:-SIGNATURE_BYTES])
+
+
+def _little_endian(vector: RingVector) -> bytes:
+    return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _ideal_digest(task_id: bytes, round_index: int, attempt: int, vector: RingVector) -> bytes:
+    point = round_index.to_bytes(8, "big") + attempt.to_bytes(8, "big")
+    return digest("ideal-sum", task_id, point, _little_endian(vector))
+
+
+def _verify_ideal(data: bytes, body: IdealBody, registry: Registry) -> None:
+    """The coordinator's signature on a well-formed record; there is nothing more to check."""
+    members = Members.from_bytes(body.survivors, len(registry.agents))
+    if not len(members):
+        raise RemoteProtocolError("an ideal sum must be over somebody")
+    limits = Limits(num_clients=len(registry.agents), neighbours=1, vector_length=1, ring_bits=32)
+    FrameReader(registry, limits).read(data, frozenset({MessageType.IDEAL}))
+
+
+def _verify_round(data: bytes, body: TranscriptBody, registry: Registry) -> None:
+    config = _config(body)
+    parameters = _parameters(config)
+    if len(registry.agents) != parameters.num_clients:
+        raise RemoteProtocolError("num_clients is not the number of registered agents")
+    reader = FrameReader(registry, parameters)
+    reader.read(data, frozenset({MessageType.TRANSCRIPT}))
+    reader.read(body.config, frozenset({MessageType.CONFIG}))
+    _check_valid(registry, config.sender, config)
+    cohort = _cohort(body, config, registry, parameters, reader)
+    floor, within = parameters.stage_floor(len(cohort.members)), cohort.members
+    shared = _signed_set(body.shared, body.commitments, registry, within, floor)
+    survivors = _signed_set(body.survivors, body.vectors, registry, shared.members, floor)
+    agreed = survivors_digest(cohort.roster, shared_digest(cohort.roster, shared), survivors)
+    signers = _signers(body.consents, cohort, reader, agreed)
+    alive = {registry.agents[index] for index in survivors.members.indices()}
+    if signers != sorted(set(signers)) or not set(signers) <= alive:
+        raise RemoteProtocolError("signers must be sorted, distinct and survivors")
+    _check_quorums(cohort, shared.members, set(signers))
+
+
+def _parameters(config: RoundConfig) -> SecAggParameters:
+    try:
+        return config.decoded_parameters()
+    except ConfigurationError as error:
+        raise RemoteProtocolError(f"the transcript's parameters are unsound: {error}") from error
+
+
+def _check_valid(registry: Registry, name: str, config: RoundConfig) -> None:
+    if not registry.valid_at(name, config.opened_at):
+        raise RemoteProtocolError(f"{name} was not valid when the round was opened")
+
+
+def _cohort(
+    body: TranscriptBody,
+    config: RoundConfig,
+    registry: Registry,
+    parameters: SecAggParameters,
+    reader: FrameReader,
+) -> Cohort:
+    """U1 from its signed adverts, which must be exactly those of the named members."""
+    members = members_of(
+        body.members,
+        registry=registry,
+        within=None,
+        floor=parameters.floor,
+        code=AbortCode.ROSTER_MISMATCH,
+    )
+    cfg, suite = _cfg(body), suite_of(config.suite)
+    adverts: list[Advertise] = []
+    for frame in body.adverts:
+        advert = reader.read(frame, frozenset({MessageType.ADVERTISE})).message
+        check_advert(advert, cfg=cfg, suite=suite)
+        _check_valid(registry, advert.sender, config)
+        adverts.append(advert)
+    names = [registry.agents[index] for index in members.indices()]
+    if [advert.sender for advert in adverts] != names:
+        raise RemoteProtocolError("the adverts are not those of the roster's members, in order")
+    keys = {key for advert in adverts for key in (advert.share_key, advert.mask_key)}
+    if len(keys) != 2 * len(adverts):
+        raise RemoteProtocolError("two keys of the roster are equal")
+    try:
+        topology = parameters.topology(len(members))
+    except ConfigurationError as error:
+        raise RemoteProtocolError(f"the roster's size is infeasible: {error}") from error
+    return Cohort.of(
+        cfg=cfg,
+        suite=suite,
+        registry=registry,
+        members=members,
+        topology=topology,
+        root=merkle_root(body.adverts),
+        adverts=adverts,
+    )
+
+
+def _signed_set(
+    encoded: bytes, digests: bytes, registry: Registry, within: Members, floor: int
+) -> SignedSet:
+    members = members_of(
+        encoded,
+        registry=registry,
+        within=within,
+        floor=floor,
+        code=AbortCode.SURVIVOR_MISMATCH,
+    )
+    if len(digests) != DIGEST_BYTES * len(members):
+        raise RemoteProtocolError(f"expected {len(members)} digests of {DIGEST_BYTES} bytes")
+    leaves = [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
+    return SignedSet(members=members, root=merkle_root(leaves))
+
+
+def _signers(
+    consents: Sequence[bytes], cohort: Cohort, reader: FrameReader, agreed: bytes
+) -> list[str]:
+    signers = []
+    for data in consents:
+        consent: Consistency = reader.read(data, frozenset({MessageType.CONSISTENCY})).message
+        bound = (consent.cfg, consent.roster, consent.survivors)
+        if bound != (cohort.cfg, cohort.roster, agreed):
+            raise RemoteProtocolError(f"{consent.sender} signed another set than the recorded")
+        signers.append(consent.sender)
+    return signers
+
+
+def _check_quorums(cohort: Cohort, shared: Members, signers: set[str]) -> None:
+    """Whoever's mask was recovered, at least t of its holders must have signed."""
+    for index in shared.indices():
+        name = cohort.registry.agents[index]
+        found = len(signers.intersection(cohort.holders(name)))
+        if found < cohort.threshold:
             raise RemoteProtocolError(
-                f"expected >= {parameters.threshold} signatures, got {len(signers)}"
+                f"expected >= {cohort.threshold} signatures by holders of {name}, got {found}"
             )

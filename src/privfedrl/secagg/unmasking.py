@@ -4,12 +4,13 @@ Guarantee: nothing is stripped with a value that does not match the owner's comm
 or its advertised public key (mask keys of dropped clients), so a wrong share can stop the round but
 never change the sum.
 
-Notation: U2/U3 as in ``agreement``; r = clients that answered M5, r >= t = threshold.
+Notation: U2/U3 and holders as in ``agreement``; r = holders of one owner that answered M5,
+r >= t = threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from typing import Final
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.stream import RingVector
-from privfedrl.secagg.agreement import Cohort, Pairs, abort, commitment
+from privfedrl.secagg.agreement import Cohort, abort, commitment
 from privfedrl.secagg.masks import remove_masks_of_dropped, self_key
 from privfedrl.secagg.phases import AbortCode
+
+Share = NDArray[np.uint16]
 
 __all__ = ["MAX_TRIES", "Recovered", "recover", "strip_masks"]
 
@@ -30,7 +33,7 @@ MAX_TRIES: Final = 512
 """Subsets of shares that are tried before the round is given up.
 
 One liar among r answers is always outvoted: leaving out each run of r - t consecutive answers in
-turn takes at most r tries, and r <= 256.
+turn takes at most r tries, and r is at most 256, or the degree of a sparse graph.
 """
 
 
@@ -44,43 +47,79 @@ class Recovered:
 
 
 def recover(
-    answers: Mapping[str, NDArray[np.uint16]],
+    answers: Mapping[str, Mapping[str, Share]],
     *,
     cohort: Cohort,
-    threshold: int,
-    shared: Pairs,
-    survivors: Sequence[str],
+    commitments: Mapping[str, bytes],
+    survivors: Collection[str],
 ) -> Recovered:
     """Reconstruct and check what the shares in ``answers`` stand for.
 
     Args:
-        answers: per responder uint16 [|U2|, 18], one share per member of U2 in its order.
-        shared: U2 with commitments.
+        answers: per owner of U2 its shares by holder, uint16 [18] each.
+        commitments: to the self masks, per member of U2.
         survivors: U3, within U2.
     Raises:
-        RoundAborted: ShareInconsistent, naming the owners that no tried subset gave.
+        RoundAborted: ThresholdNotMet, naming owners of whom too few shares came;
+            ShareInconsistent, naming the owners that no tried subset gave.
     """
-    responders = sorted(answers)
-    points = [cohort.point(name) for name in responders]
-    matrix = np.stack([answers[name] for name in responders])  # [r, |U2|, 18]
-    recovered = Recovered()
-    pending = list(range(len(shared)))
-    suspects: set[str] = set()
-    for tries, subset in enumerate(_subsets(len(responders), threshold)):
+    recovered, suspects = Recovered(), set()
+    for holders, owners in _by_holders(answers, commitments, cohort.threshold).items():
+        # [holder, owner, limb]
+        matrix = np.stack(
+            [np.stack([answers[owner][name] for owner in owners]) for name in holders]
+        )
+        points = [cohort.point(name) for name in holders]
+        suspects |= _recover_alike(
+            recovered, matrix, holders, points, owners, cohort, commitments, survivors
+        )
+    recovered.suspects = tuple(sorted(suspects))
+    return recovered
+
+
+def _by_holders(
+    answers: Mapping[str, Mapping[str, Share]], owners: Iterable[str], threshold: int
+) -> dict[tuple[str, ...], list[str]]:
+    """Owners whose shares came from the same holders: one group on a complete graph."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for owner in owners:
+        groups.setdefault(tuple(sorted(answers.get(owner, ()))), []).append(owner)
+    short = [owner for names, group in groups.items() if len(names) < threshold for owner in group]
+    if short:
+        raise abort(
+            AbortCode.THRESHOLD_NOT_MET,
+            f"fewer than {threshold} shares came for {', '.join(short[:8])}",
+        )
+    return groups
+
+
+def _recover_alike(
+    recovered: Recovered,
+    matrix: NDArray[np.uint16],
+    holders: Sequence[str],
+    points: Sequence[int],
+    owners: Sequence[str],
+    cohort: Cohort,
+    commitments: Mapping[str, bytes],
+    survivors: Collection[str],
+) -> set[str]:
+    """Recover ``owners``, who all have shares at the same ``points``. Returns who lied."""
+    pending, suspects = list(range(len(owners))), set()
+    for tries, subset in enumerate(_subsets(len(holders), cohort.threshold)):
         at = [points[index] for index in subset]
         rows = matrix[np.ix_(subset, pending)]
         found = [
             owner
             for owner, secret in zip(pending, shamir.combine(rows, at), strict=True)
-            if secret is not None and _accept(recovered, secret, shared[owner], cohort, survivors)
+            if secret is not None
+            and _accept(recovered, secret, owners[owner], cohort, commitments, survivors)
         ]
         if tries and found:
-            suspects |= _liars(matrix, responders, points, subset, found)
+            suspects |= _liars(matrix, holders, points, subset, found)
         pending = [owner for owner in pending if owner not in found]
         if not pending:
-            recovered.suspects = tuple(sorted(suspects))
-            return recovered
-    names = ", ".join(shared[owner][0] for owner in pending)
+            return suspects
+    names = ", ".join(owners[owner] for owner in pending[:8])
     raise abort(AbortCode.SHARE_INCONSISTENT, f"the shares of {names} do not fit together")
 
 
@@ -90,21 +129,23 @@ def strip_masks(
     """Turn the sum of masked vectors over U3 into the sum of vectors, in place."""
     keys = [self_key(cohort, name, recovered.seeds[name]) for name in survivors]
     cohort.suite.apply_keystreams(total, subtract=keys)
+    alive = set(survivors)
     for name, pair in recovered.pairs.items():
-        remove_masks_of_dropped(total, cohort=cohort, dropped=name, pair=pair, survivors=survivors)
+        near = [peer for peer in cohort.neighbours(name) if peer in alive]
+        remove_masks_of_dropped(total, cohort=cohort, dropped=name, pair=pair, survivors=near)
 
 
 def _accept(
     recovered: Recovered,
     secret: bytes,
-    owner: tuple[str, bytes],
+    name: str,
     cohort: Cohort,
-    survivors: Sequence[str],
+    commitments: Mapping[str, bytes],
+    survivors: Collection[str],
 ) -> bool:
     """Keep ``secret`` if it is what its owner committed to or advertised."""
-    name, committed = owner
     if name in survivors:
-        if commitment(cohort.roster, name, secret) != committed:
+        if commitment(cohort.roster, name, secret) != commitments[name]:
             return False
         recovered.seeds[name] = secret
         return True

@@ -10,7 +10,7 @@ round; the kit never looks inside. A *packet* is opaque bytes with two names on 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -174,6 +174,14 @@ class AggregationAdapter:
         """Whose answer the server still awaits; None if it does not say."""
         return None
 
+    def quorum(self, spec: RoundSpec) -> int | None:
+        """How many clients must answer at every stage for a sum; None if it does not say."""
+        return None
+
+    def ledger_entries(self, server: Any) -> int | None:
+        """Entries in the server's ledger that stand for a release; None without a ledger."""
+        return None
+
     def residues(self, spec: RoundSpec, packet: Packet) -> RingVector | None:
         """The masked vector in ``packet``, if it carries one."""
         return None
@@ -192,8 +200,33 @@ class AggregationAdapter:
     def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Packet | None:
         """``packet`` with fields changed and signed anew by its own sender; None if unsupported.
 
-        The kit asks for protocol-specific lies by field name (see ``attacks``); an adapter that
-        cannot forge has those attacks reported as not applicable.
+        Each change is a function from the field's present value to the lie. None for a field that
+        this packet does not have; an adapter that cannot forge has those attacks reported as not
+        applicable. A value that the format cannot carry may raise ValueError.
+
+        Args:
+            public_keys: tuple[bytes, ...], the sender's own one-round keys.
+            commitment: bytes, what binds the sender to its self mask.
+            sealed: tuple[bytes, ...], the encrypted shares, in their order on the wire.
+            vector: RingVector, the masked vector.
+            shares: tuple[bytes, ...], the revealed shares, in their order on the wire.
+            members: tuple[str, ...], the set that a server's packet names (cohort, sharers or
+                survivors), sorted; digests and proofs beside it stay as they are.
+            adverts: tuple[bytes, ...], the clients' first messages inside a server's packet.
+            consents: tuple[bytes, ...], the clients' agreements inside a server's packet.
+        """
+        return None
+
+    def make_charging_client(
+        self,
+        spec: RoundSpec,
+        name: str,
+        vector: RingVector,
+        store: Store,
+        charge: Callable[[], None],
+    ) -> Any:
+        """As :meth:`make_client`; calls ``charge`` once before the masked vector leaves, and lets
+        its error end the round for this client. None if the protocol has no such hook.
         """
         return None
 

@@ -1,0 +1,633 @@
+"""Attacks with bytes: other people's, changed, repeated, from elsewhere or made up.
+
+A5 key substitution and identity swaps, A6 keys of low order, A7 replay, A16 damaged and hostile
+frames. Unless the server's own key was used, the rule is the strict one: hostile bytes are refused
+with a typed error, or taken for the honest ones, and the round ends with the exact sum over all.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import Any, Final
+
+import numpy as np
+
+from privfedrl.testing.adapter import Claim, Packet
+from privfedrl.testing.adversaries import Recording, forge, poke, record
+from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable, claims
+from privfedrl.testing.scene import Party, Scene
+
+__all__ = ["BYTE_ATTACKS", "LOW_ORDER_KEYS", "garbage", "mutations"]
+
+_P: Final = 2**255 - 19
+LOW_ORDER_KEYS: Final = tuple(
+    u.to_bytes(32, "little")
+    for u in (
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _P - 1,
+        _P,
+        _P + 1,
+    )
+)
+"""X25519 u-coordinates with an all-zero shared secret: RFC 7748, section 6.1."""
+
+_MEMORY_SLACK: Final = 1 << 20
+_MEMORY_FACTOR: Final = 16
+_QUICK_FRAMES: Final = 2_000
+_THOROUGH_FRAMES: Final = 50_000
+
+_ToClients = Callable[[int, Packet], list[Packet]]
+_ToServer = Callable[[int, list[Packet]], list[Packet]]
+
+
+def _undisturbed(
+    bench: Bench,
+    what: str,
+    *,
+    to_clients: _ToClients | None = None,
+    to_server: _ToServer | None = None,
+    scene: Scene | None = None,
+    **changes: Any,
+) -> Scene:
+    """An honest round with hostile bytes before each packet has to give the sum over all."""
+    stage = bench.scene() if scene is None else scene
+    server, clients = stage.server(**changes), stage.clients(**changes)
+    poke(stage, server, clients, to_clients=to_clients, to_server=to_server)
+    bench.expect_sum(stage, server, stage.names, what)
+    return stage
+
+
+# A5 and A6: keys and names
+
+
+def impostor_client(bench: Bench) -> None:
+    """A client with another key than the registered one takes part."""
+    scene = bench.scene()
+    false = scene.names[-1]
+    others = scene.clients(scene.names[:-1])
+    impostor = scene.client(false, honest=False, impostors=frozenset({false}))
+    server = scene.server()
+    scene.run(server, others | {false: impostor})
+    bench.expect_sum(scene, server, others, "a client with a key that is not registered")
+
+
+def impostor_server(bench: Bench) -> None:
+    """Somebody without the server's key sends what the server would send."""
+    scene = bench.scene()
+    false = frozenset({bench.adapter.server})
+    forged: list[Packet] = []
+
+    def to_clients(leg: int, packet: Packet) -> list[Packet]:
+        own = bench.adapter.forge(replace(scene.spec, impostors=false), packet)
+        forged.extend([] if own is None else [own])
+        return [] if own is None else [own]
+
+    _undisturbed(
+        bench, "the server's packets, signed by another", scene=scene, to_clients=to_clients
+    )
+    if not forged:
+        alone = bench.scene()
+        server = alone.server(impostors=false)
+        alone.run(server, alone.clients())
+        bench.judge(alone, "a server with a key that is not registered")
+        bench.expect(alone.result(server) is None, "an impostor got a sum", alone)
+
+
+def outsider(bench: Bench) -> None:
+    """Somebody whom nobody registered takes part, under its own name and under others'."""
+    scene = bench.scene()
+    stranger = scene.client("outsider-0", honest=False)
+    server, clients = scene.server(), scene.clients()
+    early: list[Packet] = []
+
+    def before(leg: int, waiting: list[Packet]) -> None:
+        early.clear()
+        for packet in waiting[:1]:
+            early.extend(scene.deliver(stranger, replace(packet, recipient="outsider-0")))
+
+    def carry(leg: int, answers: list[Packet]) -> list[Packet]:
+        renamed = [replace(packet, sender=scene.names[0]) for packet in early]
+        return [*early, *renamed, *answers]
+
+    scene.run(server, clients, before=before, carry=carry)
+    bench.expect_sum(scene, server, clients, "an outsider sends its own messages")
+
+
+def reflection(bench: Bench) -> None:
+    """Clients get clients' messages, their own among them; the server gets its own."""
+    recording = record(bench.scene())
+
+    def to_clients(leg: int, packet: Packet) -> list[Packet]:
+        past = [answer for answers in recording.answers[:leg] for answer in answers]
+        return [replace(answer, recipient=packet.recipient) for answer in past]
+
+    def to_server(leg: int, answers: list[Packet]) -> list[Packet]:
+        server = bench.adapter.server
+        return [replace(p, sender=p.recipient, recipient=server) for p in recording.out[leg]]
+
+    _undisturbed(bench, "clients get clients' messages", to_clients=to_clients)
+    _undisturbed(bench, "the server gets its own messages", to_server=to_server)
+
+
+def relabelled(bench: Bench) -> None:
+    """The envelope names another sender than the bytes do."""
+
+    def to_server(leg: int, answers: list[Packet]) -> list[Packet]:
+        names = [answer.sender for answer in answers]
+        others = [*names[1:], *names[:1]]
+        return [replace(a, sender=other) for a, other in zip(answers, others, strict=True)]
+
+    _undisturbed(bench, "answers under each other's names", to_server=to_server)
+
+
+def _forged_keys(bench: Bench, lies: Sequence[tuple[str, Callable[[Any], Any]]]) -> None:
+    """A registered client advertises bad keys: the server refuses it, the others go on."""
+    for what, lie in lies:
+        scene = bench.scene()
+        liar = scene.names[-1]
+        clients = scene.clients(scene.names[:-1])
+        cheat = scene.client(liar, honest=False)
+        server = scene.server()
+        _run_with_lie(bench, scene, server, clients | {liar: cheat}, liar, lie)
+        bench.expect_sum(scene, server, clients, what)
+        _shown_to_clients(bench, what, liar, lie)
+
+
+def _run_with_lie(
+    bench: Bench,
+    scene: Scene,
+    server: Party,
+    clients: dict[str, Party],
+    liar: str,
+    lie: Callable[[Any], Any],
+) -> None:
+    def carry(leg: int, answers: list[Packet]) -> list[Packet]:
+        if leg:
+            return [answer for answer in answers if answer.sender != liar]
+        return [
+            forge(bench, scene, answer, public_keys=lie) if answer.sender == liar else answer
+            for answer in answers
+        ]
+
+    scene.run(server, clients, carry=carry)
+
+
+def _shown_to_clients(bench: Bench, what: str, liar: str, lie: Callable[[Any], Any]) -> None:
+    """The same bad keys in the roster of a server that does not mind."""
+    scene = bench.scene()
+    server, clients = scene.server(), scene.clients()
+    adverts: dict[bytes, bytes] = {}
+
+    def carry(leg: int, answers: list[Packet]) -> list[Packet]:
+        for answer in answers if leg == 0 else ():
+            if answer.sender == liar:
+                adverts[answer.data] = forge(bench, scene, answer, public_keys=lie).data
+        return answers
+
+    opened = scene.run(server, clients, carry=carry, legs=1)
+    out = [forge(bench, scene, packet, adverts=_replacing(adverts)) for packet in opened]
+    scene.run(server, clients, out=out)
+    bench.judge(scene, f"{what}, shown by the server")
+    honest = [party for name, party in clients.items() if name != liar]
+    took = [party.name for party in honest if len(party.sent) > 1]
+    bench.expect(not took, f"{what}: {len(took)} clients went on with them", scene)
+
+
+def _replacing(swap: Mapping[bytes, bytes]) -> Callable[[Any], Any]:
+    return lambda frames: tuple(swap.get(frame, frame) for frame in frames)
+
+
+def equal_keys(bench: Bench) -> None:
+    """A registered client uses one key for both purposes."""
+    _forged_keys(bench, [("two equal keys", lambda keys: (keys[0],) * len(keys))])
+
+
+def substituted_keys(bench: Bench) -> None:
+    """The server puts another client's, or its own, keys or adverts into the roster."""
+    recording = record(bench.scene())
+    names = bench.scene().names
+    first = {answer.sender: answer.data for answer in recording.answers[0]}
+    stranger = record(bench.scene(seed=b"another seed"))
+    others = {answer.sender: answer.data for answer in stranger.answers[0]}
+    lies: tuple[tuple[str, dict[bytes, bytes]], ...] = (
+        ("one advert twice", {first[names[0]]: first[names[1]]}),
+        ("an advert with other keys", {first[names[0]]: others[names[0]]}),
+        ("damaged adverts", {data: data[:-1] + bytes([data[-1] ^ 1]) for data in first.values()}),
+    )
+    for what, swap in lies:
+        scene = bench.scene()
+        server, clients = scene.server(), scene.clients()
+        opened = scene.run(server, clients, legs=1)
+        out = [forge(bench, scene, packet, adverts=_replacing(swap)) for packet in opened]
+        scene.run(server, clients, out=out)
+        bench.judge(scene, what)
+        bench.expect(scene.result(server) is None, f"{what}: there is a sum", scene)
+
+
+def low_order(bench: Bench) -> None:
+    """A registered client advertises X25519 points of low order, as either key."""
+    for index, key in enumerate(LOW_ORDER_KEYS):
+        _forged_keys(bench, [(f"low-order key {index}", lie) for lie in _placing(key)])
+
+
+def _placing(key: bytes) -> list[Callable[[Any], Any]]:
+    return [lambda keys: (key, *keys[1:]), lambda keys: (*keys[:-1], key)]
+
+
+def borrowed_keys(bench: Bench) -> None:
+    """A registered client advertises the public keys of another one."""
+    advert = record(bench.scene()).answers[0][0]
+    stolen: list[tuple[bytes, ...]] = []
+
+    def look(keys: Any) -> Any:
+        stolen.append(keys)
+        return keys
+
+    forge(bench, bench.scene(), advert, public_keys=look)
+    _forged_keys(bench, [("another client's keys", lambda _: stolen[0])])
+
+
+# A7: replay
+
+
+def duplicates(bench: Bench) -> None:
+    """Every packet arrives twice at once, and all of a leg's again after the next one."""
+    scene = bench.scene()
+    past: list[Packet] = []
+
+    def to_server(leg: int, answers: list[Packet]) -> list[Packet]:
+        old = list(past)
+        past[:] = answers
+        return [*old, *answers]
+
+    _undisturbed(
+        bench,
+        "every packet twice",
+        scene=scene,
+        to_clients=lambda leg, packet: [packet],
+        to_server=to_server,
+    )
+    for party in scene.parties:
+        fresh = {packet.data for packet in party.sent}
+        more = not party.server and len(fresh) > _round_length(bench)
+        bench.expect(not more, f"{party.name} answered a repeated packet anew", scene)
+
+
+def _round_length(bench: Bench) -> int:
+    return len(record(bench.scene()).out)
+
+
+def other_rounds(bench: Bench) -> None:
+    """All packets of another round, attempt or task, before each honest packet."""
+    for what, other, own in (
+        ("an earlier round", {"round": 1}, {"round": 2}),
+        ("an earlier attempt", {"attempt": 0}, {"attempt": 1}),
+        ("another task", {"task": b"u" * 32}, {}),
+        ("a run with other keys", {"round": 3, "seed": b"other"}, {"round": 4}),
+    ):
+        scene = bench.scene()
+        old = record(scene, **other)
+        bench.expect_sum(scene, old.server, scene.names, f"the round before {what}")
+        _replayed(bench, scene, old, f"packets of {what}", own)
+
+
+def _replayed(
+    bench: Bench, scene: Scene, old: Recording, what: str, own: Mapping[str, Any]
+) -> None:
+    shown = _by_recipient(old)
+    answers = [packet for leg in old.answers for packet in leg]
+    _undisturbed(
+        bench,
+        what,
+        scene=scene,
+        to_clients=lambda leg, packet: shown[packet.recipient] if leg else [],
+        to_server=lambda leg, _: answers,
+        **own,
+    )
+
+
+def _by_recipient(recording: Recording) -> dict[str, list[Packet]]:
+    return {
+        name: [p for out in recording.out for p in out if p.recipient == name]
+        for name in recording.clients
+    }
+
+
+def old_opening(bench: Bench) -> None:
+    """One client of a new round is led into an old one, packet by packet."""
+    scene = bench.scene()
+    old = record(scene, round=1)
+    target = scene.names[0]
+    server, clients = scene.server(round=2), scene.clients(round=2)
+    for packet in _by_recipient(old)[target]:
+        for answer in scene.deliver(clients[target], packet):
+            scene.deliver(server, answer)
+    scene.run(server, clients)
+    bench.judge(scene, "a client led into an old round")
+
+
+def other_stages(bench: Bench) -> None:
+    """The server gets answers of other stages, clients get packets of earlier ones."""
+    recording = record(bench.scene())
+    every = [answer for answers in recording.answers for answer in answers[:2]]
+
+    def to_clients(leg: int, packet: Packet) -> list[Packet]:
+        past = [shown for out in recording.out[:leg] for shown in out]
+        return [shown for shown in past if shown.recipient == packet.recipient]
+
+    def to_server(leg: int, answers: list[Packet]) -> list[Packet]:
+        return [answer for answer in every if answer not in recording.answers[leg]]
+
+    _undisturbed(bench, "packets of other stages", to_clients=to_clients, to_server=to_server)
+
+
+def other_recipients(bench: Bench) -> None:
+    """Each client first gets what was meant for the others."""
+    recording = record(bench.scene())
+
+    def to_clients(leg: int, packet: Packet) -> list[Packet]:
+        meant = [other for other in recording.out[leg] if other.recipient != packet.recipient]
+        return [replace(other, recipient=packet.recipient) for other in meant]
+
+    _undisturbed(bench, "packets for other clients", to_clients=to_clients)
+
+
+# A16: damaged and hostile frames
+
+
+def mutations(data: bytes, rng: np.random.Generator) -> Iterator[bytes]:
+    """Endless damaged copies of ``data``: bits, lengths, types, cuts, extensions, repeats."""
+    size = max(1, len(data))
+    for kind in cycle(_DAMAGES):
+        changed = kind(bytearray(data), rng, int(rng.integers(size)))
+        if changed != data:
+            yield bytes(changed)
+
+
+def _flip(data: bytearray, rng: np.random.Generator, at: int) -> bytearray:
+    for place in (at, *rng.integers(len(data), size=int(rng.integers(3))).tolist()):
+        data[place] ^= 1 << int(rng.integers(8))
+    return data
+
+
+def _retype(data: bytearray, rng: np.random.Generator, at: int) -> bytearray:
+    """Another tag or length marker, of MessagePack, CBOR, JSON or pickle, near the front or not."""
+    data[at % 48 if rng.integers(2) else at] = int(
+        rng.choice(list(b"\x80\xc0\xc6\xdb\xdd\xdf\x9f{["))
+    )
+    return data
+
+
+_DAMAGES: Final[tuple[Callable[[bytearray, np.random.Generator, int], bytearray], ...]] = (
+    _flip,
+    lambda data, rng, at: data[:at],
+    lambda data, rng, at: data + rng.bytes(1 + at % 64),
+    _retype,
+    lambda data, rng, at: data[:at] + rng.bytes(4) + data[at + 4 :],
+    lambda data, rng, at: data[: at % 16] + b"\xff" * 4 + data[at % 16 + 4 :],
+    lambda data, rng, at: data[:at] + bytes(8) + data[at + 8 :],
+    lambda data, rng, at: data[:at] + data[at : at + 32] * 2 + data[at + 32 :],
+    lambda data, rng, at: data[:at] + data[at + 1 + at % 8 :],
+    lambda data, rng, at: data[at:] + data[:at],
+)
+
+
+def garbage(data: bytes) -> list[bytes]:
+    """Frames that were never honest: empty, deeply nested, with huge lengths, of other formats.
+
+    Args:
+        data: an honest frame, whose first bytes some of them borrow.
+    """
+    cores = (
+        b"",
+        b"\0",
+        b"\xff" * 65536,
+        b"\x91" * 100_000,
+        b"\x81\x00" * 50_000,
+        b"[" * 100_000,
+        b'{"a":' * 20_000,
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xdb\x7f\xff\xff\xff",
+        b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x7f.",
+        b'{"type": 1, "sender": null}',
+        b"\x00" * 1_000_000,
+    )
+    return [
+        data[:keep] + core for core in cores for keep in (0, 4, 8, 12, 16) if data[:keep] + core
+    ]
+
+
+def _bounded(scene: Scene, party: Party, packet: Packet) -> list[Packet]:
+    """Deliver and compare the peak of traced memory with what the frame measures."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    answers = scene.deliver(party, packet)
+    used = tracemalloc.get_traced_memory()[1] - before
+    if used > _MEMORY_SLACK + _MEMORY_FACTOR * len(packet.data):
+        text = f"a frame of {len(packet.data)} bytes made {party.name} allocate {used} bytes"
+        raise Finding(text, scene=scene)
+    return answers
+
+
+def _hostile_round(
+    bench: Bench, make: Callable[[Packet], Iterator[bytes]], what: str, *, trace: bool
+) -> None:
+    """Every honest packet to two clients and to the server comes after hostile ones."""
+    scene = bench.scene()
+    server, clients = scene.server(), scene.clients()
+    hand = _bounded if trace else Scene.deliver
+    targets = {scene.names[0], scene.names[-1]}
+    early: list[Packet] = []
+
+    def attack(party: Party, packet: Packet) -> list[Packet]:
+        frames = (replace(packet, data=data) for data in make(packet))
+        return [answer for frame in frames for answer in hand(scene, party, frame)]
+
+    def before(leg: int, waiting: list[Packet]) -> None:
+        early.clear()
+        for packet in waiting:
+            if packet.recipient in targets:
+                early.extend(attack(clients[packet.recipient], packet))
+
+    def carry(leg: int, answers: list[Packet]) -> list[Packet]:
+        known = {answer.data for answer in answers}
+        for answer in [answer for answer in answers if answer.sender in targets]:
+            attack(server, answer)
+        return [*(packet for packet in early if packet.data not in known), *answers]
+
+    started = trace and not tracemalloc.is_tracing()
+    if started:
+        tracemalloc.start()
+    try:
+        scene.run(server, clients, before=before, carry=carry)
+    finally:
+        if started:
+            tracemalloc.stop()
+    bench.expect_sum(scene, server, scene.names, what)
+
+
+def damaged_frames(bench: Bench) -> None:
+    """Thousands of damaged copies of honest frames at every stage."""
+    _hostile_round(bench, _damaged(bench), "after damaged frames", trace=False)
+
+
+def _damaged(bench: Bench) -> Callable[[Packet], Iterator[bytes]]:
+    rng = np.random.default_rng(16)
+    frames = _THOROUGH_FRAMES if bench.thorough else _QUICK_FRAMES
+    each = -(-frames // (4 * _round_length(bench)))  # two clients and their two answers, each leg
+    return lambda packet: islice(mutations(packet.data, rng), each)
+
+
+def hostile_frames(bench: Bench) -> None:
+    """Frames that were never honest, at every stage."""
+    _hostile_round(bench, lambda p: iter(garbage(p.data)), "after hostile frames", trace=False)
+
+
+def hungry_frames(bench: Bench) -> None:
+    """The same with memory traced: no frame makes a party allocate far more than it measures."""
+    _hostile_round(bench, lambda p: iter(garbage(p.data)), "after hungry frames", trace=True)
+
+
+def damaged_transcript(bench: Bench) -> None:
+    """A transcript with one changed byte is refused."""
+    scene = bench.scene()
+    server, _ = bench.honest_round(scene)
+    transcript = bench.adapter.transcript(server.handle)
+    if transcript is None:
+        raise NotApplicable("the adapter keeps no transcript")
+    bench.adapter.verify_transcript(scene.spec, transcript)
+    rng = np.random.default_rng(17)
+    places = bench.sample(range(len(transcript)), 150)
+    damaged = [
+        transcript[:at] + bytes([transcript[at] ^ 1]) + transcript[at + 1 :] for at in places
+    ]
+    for data in [*damaged, *islice(mutations(transcript, rng), 100), b""]:
+        try:
+            bench.adapter.verify_transcript(scene.spec, data)
+        except bench.adapter.errors:
+            continue
+        raise Finding("a changed transcript was accepted", scene=scene)
+
+
+_STRICT: Final = claims(Claim.EXACT_SUM, Claim.AUTHENTICATED, Claim.TYPED_ERRORS)
+_REPLAY: Final = claims(Claim.EXACT_SUM, Claim.REPLAY_PROOF)
+
+BYTE_ATTACKS: Final = (
+    Attack(
+        id="A5-impostor-client",
+        title="a client with another key than the registered one is in the sum",
+        needs=_STRICT,
+        run=impostor_client,
+    ),
+    Attack(
+        id="A5-impostor-server",
+        title="clients obey somebody without the server's key",
+        needs=_STRICT,
+        run=impostor_server,
+    ),
+    Attack(
+        id="A5-outsider",
+        title="somebody whom nobody registered is in the sum",
+        needs=_STRICT,
+        run=outsider,
+    ),
+    Attack(
+        id="A5-reflection",
+        title="messages sent back to their own side are taken",
+        needs=_STRICT,
+        run=reflection,
+    ),
+    Attack(
+        id="A5-relabelled",
+        title="the name on the envelope counts for more than the signature",
+        needs=_STRICT,
+        run=relabelled,
+    ),
+    Attack(
+        id="A5-equal-keys",
+        title="one key serves for two purposes",
+        needs=_STRICT,
+        run=equal_keys,
+    ),
+    Attack(
+        id="A5-borrowed-keys",
+        title="a client advertises another client's keys",
+        needs=_STRICT,
+        run=borrowed_keys,
+    ),
+    Attack(
+        id="A5-substituted-keys",
+        title="the server swaps adverts inside the roster",
+        needs=_STRICT,
+        run=substituted_keys,
+    ),
+    Attack(
+        id="A6-low-order",
+        title="public keys of low order are accepted",
+        needs=_STRICT,
+        run=low_order,
+    ),
+    Attack(
+        id="A7-duplicates",
+        title="a repeated packet changes something",
+        needs=claims(Claim.EXACT_SUM, Claim.IDEMPOTENT),
+        run=duplicates,
+    ),
+    Attack(
+        id="A7-other-rounds",
+        title="packets of another round, attempt or task are taken",
+        needs=_REPLAY,
+        run=other_rounds,
+    ),
+    Attack(
+        id="A7-old-opening",
+        title="a client led into an old round repeats it or spoils the new one",
+        needs=_REPLAY,
+        run=old_opening,
+    ),
+    Attack(
+        id="A7-stages",
+        title="packets of other stages are taken",
+        needs=_REPLAY,
+        run=other_stages,
+    ),
+    Attack(
+        id="A7-recipients",
+        title="packets for other clients are taken",
+        needs=_REPLAY,
+        run=other_recipients,
+    ),
+    Attack(
+        id="A16-damaged",
+        title="damaged frames raise untyped errors, change state or the sum",
+        needs=claims(Claim.TYPED_ERRORS, Claim.TAMPER_PROOF, Claim.EXACT_SUM),
+        run=damaged_frames,
+    ),
+    Attack(
+        id="A16-hostile",
+        title="nested, huge or foreign frames raise untyped errors or change state",
+        needs=claims(Claim.TYPED_ERRORS),
+        run=hostile_frames,
+    ),
+    Attack(
+        id="A16-memory",
+        title="a small frame makes a party allocate much",
+        needs=claims(Claim.BOUNDED_MEMORY, Claim.TYPED_ERRORS),
+        run=hungry_frames,
+    ),
+    Attack(
+        id="A16-transcript",
+        title="a changed transcript verifies",
+        needs=claims(Claim.TRANSCRIPT, Claim.TAMPER_PROOF),
+        run=damaged_transcript,
+    ),
+)

@@ -1,0 +1,217 @@
+"""The reference adapter: pairwise masking of ``privfedrl.secagg`` as the kit sees it.
+
+Guarantee: nothing is stubbed; parties are the library's own objects with test keys and seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from privfedrl.errors import PrivfedrlError
+from privfedrl.primitives.random import DeterministicEntropy
+from privfedrl.primitives.signing import Ed25519Signer
+from privfedrl.secagg import (
+    ClientPhase,
+    Identity,
+    MemoryJournal,
+    Outgoing,
+    Registry,
+    RegistryEntry,
+    SecAggClient,
+    SecAggParameters,
+    SecAggServer,
+    Transcript,
+)
+from privfedrl.secagg.messages import encode_frame, peek
+from privfedrl.secagg.sizes import MessageType
+from privfedrl.testing.adapter import (
+    Aggregate,
+    AggregationAdapter,
+    Claim,
+    Packet,
+    Reveal,
+    RingVector,
+    RoundSpec,
+    Store,
+)
+
+__all__ = ["PairwiseAdapter"]
+
+_SERVER: Final = "server"
+
+
+class _ImpostorSigner:
+    """Shows the registered key and signs with another one."""
+
+    def __init__(self, name: str) -> None:
+        self.verify_key = _identity(name).verify_key
+        self._other = Ed25519Signer.generate(DeterministicEntropy(b"impostor/" + name.encode()))
+
+    def sign(self, message: bytes) -> bytes:
+        return self._other.sign(message)
+
+
+@cache
+def _identity(name: str, *, impostor: bool = False) -> Identity:
+    if impostor:
+        return Identity(name, _ImpostorSigner(name))
+    return Identity.generate(name, DeterministicEntropy(b"kit identity/" + name.encode()))
+
+
+@cache
+def _registry(names: tuple[str, ...]) -> Registry:
+    entries: list[RegistryEntry] = [_identity(name).entry("agent") for name in names]
+    return Registry([*entries, _identity(_SERVER).entry("coordinator")])
+
+
+def _entropy(spec: RoundSpec, name: str) -> DeterministicEntropy:
+    slot = f"/{spec.round}/{spec.attempt}/{name}".encode()
+    return DeterministicEntropy(spec.seed).fork(slot)
+
+
+@dataclass(slots=True)
+class _Client:
+    party: SecAggClient
+    vector: RingVector = field(repr=False)
+    model: bytes
+
+
+@dataclass(slots=True)
+class _Server:
+    party: SecAggServer
+    spec: RoundSpec
+    sharers: tuple[str, ...] = ()
+
+
+class PairwiseAdapter(AggregationAdapter):
+    """Our own protocol; see :class:`~privfedrl.testing.adapter.AggregationAdapter`."""
+
+    name = "privfedrl pairwise masking"
+    server = _SERVER
+    claims = frozenset(Claim) - {Claim.DIFFERENCING}
+    errors = (PrivfedrlError,)
+
+    def parameters(self, spec: RoundSpec) -> SecAggParameters:
+        """What everybody has pinned."""
+        return SecAggParameters(
+            num_clients=spec.num_clients,
+            max_colluding=spec.max_colluding,
+            vector_length=spec.vector_length,
+            ring_bits=spec.modulus_bits,
+            threshold=spec.threshold,
+            min_clients=spec.min_clients,
+            min_honest=spec.min_honest,
+        )
+
+    def registry(self, spec: RoundSpec, name: str) -> Registry:
+        """The true registry; an outsider believes in one with itself in the last place."""
+        names = self.client_names(spec)
+        true = _registry(names)
+        if name == _SERVER or name in names:
+            return true
+        believed = Registry(_registry((*names[:-1], name)).entries)
+        believed.digest = true.digest  # so that it goes on and its bytes reach the server
+        return believed
+
+    def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> _Client:
+        party = SecAggClient(
+            identity=_identity(name, impostor=name in spec.impostors),
+            registry=self.registry(spec, name),
+            parameters=self.parameters(spec),
+            plan_digest=spec.plan,
+            journal=store.setdefault("journal", MemoryJournal()),
+            entropy=_entropy(spec, name),
+        )
+        return _Client(party, vector, spec.model)
+
+    def make_server(self, spec: RoundSpec) -> _Server:
+        party = SecAggServer(
+            identity=_identity(_SERVER, impostor=_SERVER in spec.impostors),
+            registry=self.registry(spec, _SERVER),
+            parameters=self.parameters(spec),
+            plan_digest=spec.plan,
+            entropy=_entropy(spec, _SERVER),
+        )
+        return _Server(party, spec)
+
+    def start(self, server: _Server) -> list[Packet]:
+        spec = server.spec
+        out = server.party.start(spec.task, spec.round, spec.attempt, spec.model, spec.previous)
+        return self._packets(_SERVER, out)
+
+    def deliver(self, party: _Client | _Server, packet: Packet) -> list[Packet]:
+        if isinstance(party, _Server):
+            return self._from_server(party, party.party.receive(packet.data))
+        if party.party.phase is ClientPhase.IDLE:
+            out = party.party.start(packet.data, party.vector, model_digest=party.model)
+        else:
+            out = party.party.receive(packet.data)
+        return self._packets(packet.recipient, out)
+
+    def close_phase(self, server: _Server) -> list[Packet]:
+        return self._from_server(server, server.party.close_phase())
+
+    def finished(self, party: _Client | _Server) -> bool:
+        return party.party.finished
+
+    def result(self, server: _Server) -> Aggregate:
+        total = server.party.result()
+        return Aggregate(total=total.vector, survivors=total.survivors)
+
+    def waiting_for(self, server: _Server) -> tuple[str, ...]:
+        return server.party.waiting_for
+
+    def quorum(self, spec: RoundSpec) -> int:
+        return self.parameters(spec).floor
+
+    def residues(self, spec: RoundSpec, packet: Packet) -> RingVector | None:
+        if packet.kind != MessageType.MASKED.label:
+            return None
+        return np.frombuffer(_parse(packet).vector, dtype=f"<u{spec.modulus_bits // 8}")
+
+    def reveals(self, spec: RoundSpec, server: _Server, packet: Packet) -> tuple[Reveal, ...]:
+        if packet.kind != MessageType.UNMASK.label:
+            return ()
+        survivors = server.party.survivors
+        return tuple(
+            Reveal(owner, packet.sender, "self" if owner in survivors else "pair")
+            for owner in server.sharers
+        )
+
+    def transcript(self, server: _Server) -> bytes:
+        record = server.party.result().record
+        return Transcript.sign(record, identity=_identity(_SERVER), ledger_head=bytes(32)).data
+
+    def verify_transcript(self, spec: RoundSpec, transcript: bytes) -> None:
+        Transcript.from_bytes(transcript).verify(
+            self.registry(spec, _SERVER), previous=spec.previous
+        )
+
+    def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Packet:
+        message = msgspec.structs.replace(_parse(packet), **changes)
+        identity = _identity(packet.sender, impostor=packet.sender in spec.impostors)
+        return replace(packet, data=encode_frame(message, identity))
+
+    def _from_server(self, server: _Server, out: list[Outgoing]) -> list[Packet]:
+        packets = self._packets(_SERVER, out)
+        for packet in packets:
+            if packet.kind == MessageType.DELIVERY.label:
+                server.sharers = tuple(name for name, _ in _parse(packet).shared)
+        return packets
+
+    def _packets(self, sender: str, out: list[Outgoing]) -> list[Packet]:
+        return [Packet(sender, each.recipient, each.data, _kind(each.data).label) for each in out]
+
+
+def _kind(data: bytes) -> MessageType:
+    return MessageType(int.from_bytes(data[6:8], "big"))
+
+
+def _parse(packet: Packet) -> Any:
+    """The message in a frame, unverified."""
+    return peek(packet.data, _kind(packet.data), limit=len(packet.data))
