@@ -7,13 +7,14 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError, StorageError
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.primitives.signing import verify
-from privfedrl.secagg.identity import Identity, Registry, RegistryEntry
+from privfedrl.secagg.identity import LAST_SECOND, Identity, Registry, RegistryEntry
 
 ENTROPY = DeterministicEntropy(b"identity")
 ALICE = Identity.generate("alice", ENTROPY)
@@ -175,3 +176,82 @@ def test_other_documents_are_no_registry(change: dict[str, object]) -> None:
 def test_bad_hex_in_a_registry_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="not a"):
         Registry.from_json(Registry(ENTRIES).to_json().replace(ALICE.verify_key.hex(), "zz"))
+
+
+@pytest.mark.parametrize(
+    ("not_before", "not_after"),
+    [(-1, 5), (6, 5), (0, 2**53), (0.0, 5), (0, 5.0), (True, 5), (0, None), ("0", 5)],
+)
+def test_a_validity_is_two_whole_seconds_in_order(not_before: Any, not_after: Any) -> None:
+    with pytest.raises(ConfigurationError, match="not_before|not_after"):
+        ALICE.entry("agent", not_before=not_before, not_after=not_after)
+
+
+def test_both_ends_of_a_validity_belong_to_it() -> None:
+    registry = Registry([ALICE.entry("agent", not_before=10, not_after=20), *ENTRIES[:2]])
+    found = [registry.valid_at("alice", when) for when in (0, 9, 10, 20, 21, 2**60)]
+    assert found == [False, False, True, True, False, False]
+    assert registry.valid_at("bob", 0)
+    assert registry.valid_at("bob", LAST_SECOND)
+    with pytest.raises(ConfigurationError, match="eve"):
+        registry.valid_at("eve", 0)
+
+
+def test_a_validity_is_part_of_the_digest_and_of_the_file(tmp_path: Path) -> None:
+    plain = Registry(ENTRIES)
+    changes: list[dict[str, int]] = [{"not_before": 1}, {"not_after": 1}]
+    others = [Registry([ALICE.entry("agent", **change), *ENTRIES[:2]]) for change in changes]
+    assert len({registry.digest for registry in (plain, *others)}) == 3
+    for registry in others:
+        registry.save(tmp_path / "registry.json")
+        assert Registry.load(tmp_path / "registry.json") == registry
+
+
+def test_a_registry_without_validity_is_of_another_format() -> None:
+    old = Registry(ENTRIES).to_json().replace("pfrl-registry/2", "pfrl-registry/1")
+    with pytest.raises(ConfigurationError, match="pfrl-registry/2"):
+        Registry.from_json(old)
+
+
+@pytest.mark.parametrize(
+    "change", [{"not_before": 1.5}, {"not_after": "9"}, {"not_after": 2**53}, {"not_before": None}]
+)
+def test_other_numbers_in_a_registry_file_are_refused(change: dict[str, object]) -> None:
+    document = json.loads(Registry(ENTRIES).to_json())
+    document["entries"][0] |= change
+    with pytest.raises(ConfigurationError):
+        Registry.from_json(json.dumps(document))
+
+
+def test_an_entry_survives_its_line_and_nothing_else_is_one() -> None:
+    entry = ALICE.entry("agent", not_before=3, not_after=4)
+    text = entry.to_json()
+    assert text.count("\n") == 1
+    assert RegistryEntry.from_json(text) == entry
+    for other in (
+        "",
+        "{}",
+        Registry(ENTRIES).to_json(),
+        text.replace("agent", "admin"),
+        text.replace(ALICE.verify_key.hex(), "zz"),
+        text.replace(ALICE.verify_key.hex(), "00" * 32),
+        text.replace('"not_before":3', '"not_before":5'),
+        text.replace("{", '{"x":1,', 1),
+    ):
+        with pytest.raises(ConfigurationError):
+            RegistryEntry.from_json(other)
+
+
+def test_an_agents_index_is_its_place_among_the_agents() -> None:
+    """The coordinator has none, wherever its name would sort."""
+    middle = Registry(
+        [
+            ALICE.entry("agent"),
+            RegistryEntry(name="ann", verify_key=COORDINATOR.verify_key, role="coordinator"),
+            BOB.entry("agent"),
+        ]
+    )
+    assert [middle.index_of(name) for name in middle.agents] == [0, 1]
+    for name in ("ann", "eve"):
+        with pytest.raises(ConfigurationError, match="not an agent"):
+            middle.index_of(name)

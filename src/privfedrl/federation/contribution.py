@@ -35,7 +35,7 @@ class Contribution:
     """A vector that is ready to be masked.
 
     Attributes:
-        vector: uint32 or uint64 [padded]; sum of the units' integers and one noise share, mod m.
+        vector: uint32 or uint64 [words]; sum of the units' integers and one noise share, mod m.
         batch_id: identity of the trajectories in it; spent when the vector leaves.
         fault: why the experience is missing (the rows are then zero). Stays in the agent.
         lost: trajectories whose environment failed; their rows are zero. Stays in the agent.

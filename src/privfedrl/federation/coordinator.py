@@ -69,7 +69,7 @@ class RoundResult:
         parameters: float64 [d], the new policy.
         survivors: names of the agents in the sum; public.
         released: the decoded, noised mean.
-        transcript: the signed record, bytes; empty in an unprotected simulation.
+        transcript: the signed record, bytes; without protection one that says so.
     """
 
     round: int

@@ -169,6 +169,8 @@ def _parameters(plan: Plan, codec: FixedPoint) -> SecAggParameters | None:
         threshold=plan.threshold,
         min_clients=plan.protection.min_clients,
         min_honest=plan.protection.min_honest,
+        # noise covers what two sums tell together, and the ledger charges both; without it nothing
+        differencing="model" if plan.privacy.mechanism == "none" else "off",
     )
 
 

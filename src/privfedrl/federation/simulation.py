@@ -7,7 +7,7 @@ deployment could not see (returns, episode lengths) goes to the oracle file only
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from privfedrl.durable_files import write_atomically
 from privfedrl.envs import heterogeneous, nominal
 from privfedrl.errors import EnvironmentFault, RoundAborted
 from privfedrl.federation.agent import Agent
+from privfedrl.federation.broadcast import model_digest
 from privfedrl.federation.contribution import contribute, local_trainer
 from privfedrl.federation.coordinator import (
     Coordinator,
@@ -55,7 +56,7 @@ from privfedrl.primitives.random import (
 )
 from privfedrl.privacy import Ledger, Statement
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, greedy_return
-from privfedrl.secagg import AbortCode, ideal_sum
+from privfedrl.secagg import AbortCode, IdealRecord, Transcript, ideal_sum
 from privfedrl.training import save_policy
 
 __all__ = ["Attempted", "Progress", "Run", "Simulation"]
@@ -297,17 +298,39 @@ class Simulation:
         with clock.stage("secure aggregation"):
             settle_round(self.setup, ledger, opening, len(vectors))
             total = ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits)
+            transcript = self._ideal_transcript(opening.attempt, vectors, total)
             state, result = advance(
                 self.setup,
                 self.state,
                 opening,
                 total,
                 tuple(sorted(vectors)),
-                transcript=b"",
-                transcript_digest=bytes(32),
+                transcript=transcript.to_bytes(),
+                transcript_digest=transcript.digest,
             )
-        size = self.setup.codec.padded * self.plan.encoding.ring_bits // 8
+        size = self.setup.codec.words * self.plan.encoding.ring_bits // 8
         return state, result, Traffic(up=dict.fromkeys(vectors, size))
+
+    def _ideal_transcript(
+        self, attempt: int, survivors: Iterable[str], total: NDArray[np.unsignedinteger]
+    ) -> Transcript:
+        """The signed record that says that nothing protected this sum."""
+        record = IdealRecord(
+            task_id=self.state.task_id,
+            round=self.state.round,
+            attempt=attempt,
+            plan_digest=self.plan.digest,
+            model_digest=model_digest(self.state.parameters),
+            registry=self.participants.registry,
+            previous_transcript=self.state.transcript,
+            survivors=survivors,
+            vector=total,
+        )
+        return Transcript.sign(
+            record,
+            identity=self.participants.identities["coordinator"],
+            ledger_head=bytes.fromhex(self.participants.ledger.head),
+        )
 
     def _clear_experience(
         self, index: int, attempt: int

@@ -139,7 +139,7 @@ def _apply(acc: RingVector, rows: Sequence[_Row], part: slice) -> None:
             if stream.mirror is not None:
                 other = stream.mirror[here]
                 stream.opposite(other, mask, out=other)
-    tile[:] = bytes(len(tile))  # the last mask tile does not outlive the call
+    np.frombuffer(tile, dtype=np.uint8)[:] = 0  # the last mask tile does not outlive the call
 
 
 def _mode_from(block: int) -> CTR:

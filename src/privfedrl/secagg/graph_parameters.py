@@ -18,6 +18,7 @@ References: Bell et al., CCS 2020, section 3 (E1 to E3); ``audits/proofs/sparse_
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -39,6 +40,14 @@ _FIRST_DEGREE: Final = 4
 _MAX_BITS: Final = 256
 _MARGIN: Final = 1e-6
 """Nats. Nine log-gammas of arguments up to 2^17 are together wrong by less than 1e-8."""
+
+_TERMS: Final = 128
+_NEGLIGIBLE: Final = 1e-7
+"""The tail beyond its mode falls faster than geometrically; what is cut off only costs a few exact
+comparisons more."""
+
+_WIDER: Final = 16
+"""Degrees tried for ``min_opened``: the smallest that fits, then up to twice that in 16 steps."""
 
 _ROUNDING: Final = 1e-9
 """Bits, added to every reported logarithm: its rounding may only make a claim weaker."""
@@ -103,6 +112,7 @@ def graph_parameters(
     security_bits: int = 40,
     correctness_bits: int = 40,
     server: ServerModel = "malicious",
+    min_opened: int = 0,
 ) -> GraphParameters:
     """:func:`find_graph` for fractions of the cohort: c = floor(gamma n), d = floor(delta n).
 
@@ -120,6 +130,7 @@ def graph_parameters(
         security_bits=security_bits,
         correctness_bits=correctness_bits,
         server=server,
+        min_opened=min_opened,
     )
 
 
@@ -131,11 +142,16 @@ def find_graph(
     security_bits: int = 40,
     correctness_bits: int = 40,
     server: ServerModel = "malicious",
+    min_opened: int = 0,
 ) -> GraphParameters:
     """The smallest even degree k, 4 <= k < n - 1, with a threshold that meets E1, E2 and E3.
 
     The threshold is the smallest that meets E1. If no degree fits: the complete graph with
     t = floor((n + c) / 2) + 1, if n - d >= t. Pure and cached: every participant computes the same.
+
+    ``min_opened`` asks that ``smallest_opened`` is at least that. Where the smallest degree
+    promises less, some larger ones are tried, up to about twice it: a denser graph is a better
+    expander, and beyond a certain density small sets cannot be isolated at all.
 
     Args:
         num_clients: n, 2 to MAX_NODES.
@@ -143,6 +159,7 @@ def find_graph(
         dropouts: d, 0 to n - 1.
         security_bits: sigma, 1 to 256.
         correctness_bits: eta, 1 to 256.
+        min_opened: 0 to n; 0 asks for nothing.
     Raises:
         ConfigurationError: an argument is out of range, or not even the complete graph fits.
     """
@@ -152,21 +169,26 @@ def find_graph(
         dropouts=dropouts,
         security_bits=security_bits,
         correctness_bits=correctness_bits,
+        min_opened=min_opened,
     )
-    _check_ranges(num_clients, corrupt, dropouts, security_bits, correctness_bits, server)
-    return _find(num_clients, corrupt, dropouts, security_bits, correctness_bits, server)
+    bounds = _Bounds(num_clients, corrupt, dropouts, security_bits, correctness_bits, server)
+    bounds.check()
+    if not 0 <= min_opened <= num_clients:
+        raise ConfigurationError(f"min_opened must be from 0 to num_clients, got {min_opened}")
+    return _find(bounds, min_opened)
 
 
 @lru_cache(maxsize=256)
-def _find(n: int, c: int, d: int, sigma: int, eta: int, server: ServerModel) -> GraphParameters:
-    bounds = _Bounds(n, c, d, sigma, eta, server == "malicious")
-    found = bounds.search()
-    if found is None:
-        return _complete(bounds, server)
-    k, t = found
-    opened = n - c - d
-    if bounds.malicious:
-        opened = smallest_opened_set(circulant(n, k), threshold=t, corrupt=c)
+def _find(bounds: _Bounds, min_opened: int) -> GraphParameters:
+    for degree, threshold in bounds.choices():
+        opened = bounds.opened(degree, threshold)
+        if opened >= min_opened:
+            return _sparse(bounds, degree, threshold, opened)
+    return _complete(bounds, min_opened)
+
+
+def _sparse(bounds: _Bounds, k: int, t: int, opened: int) -> GraphParameters:
+    n, c, d = bounds.n, bounds.c, bounds.d
     ways = math.comb(n - 1, k)
     return GraphParameters(
         num_clients=n,
@@ -174,9 +196,9 @@ def _find(n: int, c: int, d: int, sigma: int, eta: int, server: ServerModel) -> 
         max_dropout=d,
         degree=k,
         threshold=t,
-        security_bits=sigma,
-        correctness_bits=eta,
-        server=server,
+        security_bits=bounds.sigma,
+        correctness_bits=bounds.eta,
+        server=bounds.server,
         complete=False,
         smallest_opened=opened,
         log2_privacy=_log2(n * _tail(n - 1, c, k, 2 * t - k if bounds.malicious else t), ways),
@@ -185,13 +207,18 @@ def _find(n: int, c: int, d: int, sigma: int, eta: int, server: ServerModel) -> 
     )
 
 
-def _complete(bounds: _Bounds, server: ServerModel) -> GraphParameters:
+def _complete(bounds: _Bounds, min_opened: int) -> GraphParameters:
     n, c, d = bounds.n, bounds.c, bounds.d
     threshold = (n + c) // 2 + 1
     if n - d < threshold:
         raise ConfigurationError(
             f"graph parameters are infeasible: of num_clients = {n} with {c} corrupt at least "
             f"{threshold} must answer, but {d} may drop out; expected at most {n - threshold}"
+        )
+    if threshold - c < min_opened:
+        raise ConfigurationError(
+            f"min_opened is infeasible for num_clients = {n} with {c} corrupt: expected at most "
+            f"{threshold - c}, got {min_opened}"
         )
     return GraphParameters(
         num_clients=n,
@@ -201,7 +228,7 @@ def _complete(bounds: _Bounds, server: ServerModel) -> GraphParameters:
         threshold=threshold,
         security_bits=bounds.sigma,
         correctness_bits=bounds.eta,
-        server=server,
+        server=bounds.server,
         complete=True,
         smallest_opened=threshold - c,
         log2_privacy=-math.inf,
@@ -219,15 +246,52 @@ class _Bounds:
     d: int
     sigma: int
     eta: int
-    malicious: bool
+    server: ServerModel
 
-    def search(self) -> tuple[int, int] | None:
-        """The smallest feasible (k, t).
+    @property
+    def malicious(self) -> bool:
+        return self.server == "malicious"
+
+    def check(self) -> None:
+        n, c, d, sigma, eta = self.n, self.c, self.d, self.sigma, self.eta
+        rules = (
+            (2 <= n <= MAX_NODES, f"num_clients must be from 2 to {MAX_NODES}, got {n}"),
+            (0 <= c < n, f"corrupt must be from 0 to num_clients - 1, got {c} of {n}"),
+            (0 <= d < n, f"dropouts must be from 0 to num_clients - 1, got {d} of {n}"),
+            (1 <= sigma <= _MAX_BITS, f"security_bits must be from 1 to {_MAX_BITS}, got {sigma}"),
+            (1 <= eta <= _MAX_BITS, f"correctness_bits must be from 1 to {_MAX_BITS}, got {eta}"),
+            (
+                self.server in ("semi-honest", "malicious"),
+                f'server must be "semi-honest" or "malicious", got {self.server!r}',
+            ),
+        )
+        problems = tuple(problem for holds, problem in rules if not holds)
+        if problems:
+            raise ConfigurationError("; ".join(problems), problems=problems)
+
+    def opened(self, degree: int, threshold: int) -> int:
+        if not self.malicious:
+            return self.n - self.c - self.d
+        graph = circulant(self.n, degree)
+        return smallest_opened_set(graph, threshold=threshold, corrupt=self.c)
+
+    def choices(self) -> Iterator[tuple[int, int]]:
+        """The smallest feasible (k, t), then a few larger ones."""
+        first = choice = self.search(_FIRST_DEGREE)
+        step = 0
+        while first is not None and choice is not None and step <= _WIDER:
+            yield choice
+            step += 1
+            larger = first[0] + 2 * -(-step * first[0] // (2 * _WIDER))
+            choice = self.search(max(larger, choice[0] + 2))
+
+    def search(self, start: int) -> tuple[int, int] | None:
+        """The smallest feasible (k, t) with k >= start.
 
         ``least`` is a lower bound on a; HG grows with the number of draws, so it never falls.
         """
         least = 1
-        for degree in range(_FIRST_DEGREE, self.n - 1, 2):
+        for degree in range(start, self.n - 1, 2):
             least = self._screen_privacy(degree, least)
             if self._hopeless(degree, self._threshold(degree, least)):
                 continue
@@ -293,16 +357,31 @@ def _tail(population: int, marked: int, draws: int, least: int) -> int:
 
 
 def _beyond(population: int, marked: int, draws: int, least: int, log_limit: float) -> int:
-    """The first count >= least that is above the mode and has a log-probability <= log_limit.
+    """The first count >= least, above the mode, whose tail is not plainly above exp(log_limit).
 
     Every count that is stepped over has P[HG >= count] > exp(log_limit): up to the mode, because
-    the tail holds the likeliest of at most draws + 1 values; above it, by its own term.
+    the tail holds the likeliest of at most draws + 1 values; above it, by its first terms.
     """
     mode = (draws + 1) * (marked + 1) // (population + 2)
     count = max(least, mode + 1)
-    while _log_probability(population, marked, draws, count) > log_limit:
+    while _log_tail(population, marked, draws, count) > log_limit:
         count += 1
     return count
+
+
+def _log_tail(population: int, marked: int, draws: int, least: int) -> float:
+    """A lower bound on ln P[HG >= least]: the first terms, relative to the first."""
+    first = _log_probability(population, marked, draws, least)
+    if first == -math.inf:
+        return first
+    unmarked, term, total = population - marked, 1.0, 1.0
+    for hits in range(least, min(least + _TERMS, marked, draws)):
+        term *= (marked - hits) * (draws - hits)
+        term /= (hits + 1) * (unmarked - draws + hits + 1)
+        total += term
+        if term < _NEGLIGIBLE * total:
+            break
+    return first + math.log(total)
 
 
 def _log_probability(population: int, marked: int, draws: int, hits: int) -> float:
@@ -341,22 +420,5 @@ def _check_integers(**values: int) -> None:
         for name, value in values.items()
         if not isinstance(value, int) or isinstance(value, bool)
     )
-    if problems:
-        raise ConfigurationError("; ".join(problems), problems=problems)
-
-
-def _check_ranges(n: int, c: int, d: int, sigma: int, eta: int, server: str) -> None:
-    rules = (
-        (2 <= n <= MAX_NODES, f"num_clients must be from 2 to {MAX_NODES}, got {n}"),
-        (0 <= c < n, f"corrupt must be from 0 to num_clients - 1, got {c} of {n}"),
-        (0 <= d < n, f"dropouts must be from 0 to num_clients - 1, got {d} of {n}"),
-        (1 <= sigma <= _MAX_BITS, f"security_bits must be from 1 to {_MAX_BITS}, got {sigma}"),
-        (1 <= eta <= _MAX_BITS, f"correctness_bits must be from 1 to {_MAX_BITS}, got {eta}"),
-        (
-            server in ("semi-honest", "malicious"),
-            f'server must be "semi-honest" or "malicious", got {server!r}',
-        ),
-    )
-    problems = tuple(problem for holds, problem in rules if not holds)
     if problems:
         raise ConfigurationError("; ".join(problems), problems=problems)

@@ -91,12 +91,6 @@ class MemoryJournal:
         _check(last, (round, attempt), "masked")
         last["masked"] = (round, attempt)
 
-    def spend(self, task_id: bytes, round: int, attempt: int, stage: str) -> None:  # noqa: A002 - as above
-        """Superseded by the two methods beside it."""
-        last = self._last.setdefault(task_id, {})
-        _check(last, (round, attempt), stage)
-        last[stage] = (round, attempt)
-
     def spend_consistency(
         self, task_id: bytes, participation: Participation, *, floor: int, scope: Scope
     ) -> None:
@@ -167,11 +161,6 @@ class SqliteJournal:
         """See :meth:`Journal.spend_masked`."""
         with _storage_errors("the journal cannot record this round"), self._transaction():
             self._spend(task_id, (round, attempt), "masked")
-
-    def spend(self, task_id: bytes, round: int, attempt: int, stage: str) -> None:  # noqa: A002 - as above
-        """Superseded by the two methods beside it."""
-        with _storage_errors("the journal cannot record this round"), self._transaction():
-            self._spend(task_id, (round, attempt), stage)
 
     def spend_consistency(
         self, task_id: bytes, participation: Participation, *, floor: int, scope: Scope

@@ -301,7 +301,10 @@ def _search(space: _Space, limit: int) -> int | None:
     stack = [(space.vanish_above(limit), 0)]
     while stack:
         space, paid = stack.pop()
-        space, budget = space.vanish_above(limit - paid), limit - paid
+        budget = limit - paid
+        if budget < 1:
+            continue  # found something as light meanwhile
+        space = space.vanish_above(budget)
         found = _light(space, budget)
         if found is not None:
             best, limit = paid + found, paid + found - 1
@@ -344,7 +347,7 @@ def _light(space: _Space, budget: int) -> int | None:
 
     Complete for spaces of dimension 1, and where ``budget`` is at most 2.
     """
-    if budget < 1 or not space.dimension:
+    if not space.dimension:
         return None
     weights = (space.rows != 0) @ space.weights  # of the reduced rows themselves
     lightest = int(weights.min())

@@ -13,7 +13,7 @@ Notation: U1/U2/U3/U4 and holders as in ``agreement``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -104,8 +104,9 @@ class IdealRecord:
     """What an ideal sum leaves: which one it was, and that nothing protected it.
 
     Attributes:
-        task_id, plan_digest, model_digest, registry_digest, previous_transcript: 32 bytes each.
-        round, attempt: as in a config. survivors: whose vectors are in the sum.
+        task_id, plan_digest, model_digest, previous_transcript: 32 bytes each.
+        round, attempt: as in a config. registry: who could take part.
+        survivors: the names whose vectors are in the sum.
         vector: the sum, uint32 or uint64 [D].
     """
 
@@ -114,13 +115,14 @@ class IdealRecord:
     attempt: int
     plan_digest: bytes
     model_digest: bytes
-    registry_digest: bytes
+    registry: Registry
     previous_transcript: bytes
-    survivors: Members
+    survivors: Iterable[str]
     vector: RingVector = field(repr=False)
 
     def body(self, sender: str, ledger_head: bytes) -> IdealBody:
         """The message that ``sender`` signs."""
+        indices = (self.registry.index_of(name) for name in self.survivors)
         return IdealBody(
             sender=sender,
             protection=IDEAL,
@@ -129,9 +131,9 @@ class IdealRecord:
             attempt=self.attempt,
             plan_digest=self.plan_digest,
             model_digest=self.model_digest,
-            registry_digest=self.registry_digest,
+            registry_digest=self.registry.digest,
             previous_transcript=self.previous_transcript,
-            survivors=self.survivors.to_bytes(),
+            survivors=Members.of(indices, len(self.registry.agents)).to_bytes(),
             sum_digest=_ideal_digest(self.task_id, self.round, self.attempt, self.vector),
             ledger_head=ledger_head,
         )

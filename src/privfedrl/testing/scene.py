@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privfedrl.testing.adapter import (
     Aggregate,
@@ -49,7 +50,7 @@ class Party:
     handle: Any = field(repr=False)
     server: bool = False
     honest: bool = True
-    vector: RingVector | None = field(default=None, repr=False)
+    vector: NDArray[Any] | None = field(default=None, repr=False)
     store: str = ""
     refusals: list[str] = field(default_factory=list)
     sent: list[Packet] = field(default_factory=list, repr=False)
@@ -112,7 +113,7 @@ class Scene:
         self,
         name: str,
         *,
-        vector: RingVector | None = None,
+        vector: NDArray[Any] | None = None,
         store: str | None = None,
         honest: bool = True,
         **changes: Any,

@@ -43,7 +43,7 @@ def released_mean(
     """Decode an opened sum.
 
     Args:
-        ring_sum: uint32 or uint64 [padded], sum of the survivors' vectors.
+        ring_sum: uint32 or uint64 [words], sum of the survivors' vectors.
         survivors: how many vectors it holds; public.
         seed: the round's public rotation seed, 32 bytes.
     """

@@ -1,0 +1,135 @@
+"""The report as text: every number in it comes from the verdict and the observations."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from observations import ISSUE, Observation
+
+__all__ = ["render"]
+
+_PACKAGES = ("flwr", "numpy", "cryptography", "pycryptodome", "protobuf", "hypothesis", "privfedrl")
+
+_HEAD = """\
+# SecAgg+ of Flower 1.41.0 under the kit, {date}
+
+**In short.** Flower's SecAgg+ gives correct sums, also when clients vanish before or after sending
+their vector, and its clients check more of what they receive than one might expect. Two things
+differ from what the documentation lets a reader expect and matter in practice: masks are drawn from
+28 or 32 bits of seed (known as [#7522]({issue})), and one client lost in the first two stages costs
+the round. Both have small remedies. We thank the authors: SecAgg+ in Flower is readable and
+documented, and its stages separate so cleanly that a test kit could be put around it in a day.
+
+This is about version 1.41.0 as published on PyPI, on the date above. Later versions may differ. The
+one finding that touches confidentiality against a server that follows the protocol has been public
+since July 2026 as that issue, and pull request #7570 proposes a remedy. Corrections are welcome.
+
+## What was run
+
+The real `secaggplus_mod` inside a real `ClientApp` with its `Context`, and the real
+`SecAggPlusWorkflow.__call__` with `FedAvg`, in a thread, because the workflow pulls. Messages cross
+as Flower's own protobuf bytes. Ours are a grid that hands messages over and keeps the SuperLink's
+rules for replies, and a node that runs each message id once. All nodes are neighbours
+(`num_shares=1.0`); the threshold is that of the kit's round: 4 of 6.
+
+**How sums are compared.** A 32-bit residue is cut into 16-bit limbs, each a parameter on the lattice
+of the quantiser (clipping range 2^15, quantisation range 2^16, weight = `max_weight`). Quantisation
+is then the identity and the kit's exact-sum oracle applies without tolerance. The quantisation
+error of ordinary parameters is measured separately below.
+
+**What Flower claims**, as we read its documentation (the docstring of `SecAggPlusWorkflow`, the
+page "Secure Aggregation Protocols", the glossary):
+
+| claim in the kit | because the documentation says |
+|---|---|
+| `EXACT_SUM` | "ensures the secure summation of integer vectors owned by multiple parties" |
+| `DROPOUTS` | "by design robust to client dropout"; "recovery of contributions from dropped clients" |
+| `UNIFORM_MASKS` | "random mask entries are uniformly sampled ([0, modulus_range-1])" |
+
+We found no statement about servers that deviate from the protocol, authenticated messages,
+restarts, replays or records for auditors. Attacks on those are **unclaimed** below. An unclaimed
+attack is not a defect of Flower: it was not run, it says nothing for or against, and it is listed
+so that nobody takes it for passed.
+
+"""
+
+_SECTIONS = (
+    ("strength", "What works well"),
+    ("finding", "Where the documentation lets one expect something else"),
+    ("unclaimed", "Beyond what is claimed"),
+    ("limit", "Precision, size and cost"),
+)
+_INTRO = {
+    "strength": "Measured like everything else, because a reader deserves both sides.",
+    "finding": "Each was seen with Flower's own objects; the suggestions are offered, not demanded.",
+    "unclaimed": "For users who need more than the documentation promises. No defect is implied.",
+    "limit": "Documented, or plain consequences of the design.",
+}
+
+_FOOT = """\
+## How to reproduce
+
+    make kit-flower
+
+installs `flwr=={flwr}` with the versions of `constraints.txt` into an environment of its own and
+writes the three files of this report. Sources: `audits/flower`. Keys are drawn by Flower from the
+operating system, so key bits and times differ from run to run; everything else does not.
+
+Measured on: {machine}. CPU times are of one thread and of a machine with other work on it: take
+them as orders of magnitude. Versions: {versions}.
+
+A test can only refute. That an attack did not work here is no proof that none would.
+"""
+
+
+def render(
+    date: str, verdict: Any, machines: Iterable[dict[str, str]], found: Iterable[Observation]
+) -> str:
+    """Markdown."""
+    found = list(found)
+    return "".join(
+        [
+            _HEAD.format(date=date, issue=ISSUE),
+            _attacks(verdict),
+            _machines(machines),
+            *(_section(kind, title, found) for kind, title in _SECTIONS),
+            _FOOT.format(
+                flwr=importlib.metadata.version("flwr"),
+                machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, "
+                f"Python {platform.python_version()}",
+                versions=", ".join(f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES),
+            ),
+        ]
+    )
+
+
+def _section(kind: str, title: str, found: list[Observation]) -> str:
+    parts = [f"## {title}\n\n{_INTRO[kind]}\n\n"]
+    for each in found:
+        if each.kind == kind:
+            seen = json.dumps(each.observed, indent=1)
+            source = f" See {each.reference}." if each.reference else ""
+            parts.append(
+                f"### {each.title[:1].upper()}{each.title[1:]}\n\n"
+                f"*Documentation:* {each.documented}. *Measured by* `{each.name}`:\n\n"
+                f"```json\n{seen}\n```\n\n{each.comment}{source}\n\n"
+            )
+    return "".join(parts)
+
+
+def _machines(machines: Iterable[dict[str, str]]) -> str:
+    rows = "".join(
+        f"| {each['profile']} | {each['claims']} | {each['outcome']} | {each['detail']} |\n"
+        for each in machines
+    )
+    return (
+        "### State machine\n\nRandom schedules of deliveries, losses, duplicates, late packets and "
+        "restarts, with every invariant that follows from the claims checked after each step.\n\n"
+        f"| profile | claims | outcome | smallest schedule found |\n|---|---|---|---|\n{rows}\n"
+    )
