@@ -53,7 +53,8 @@ class Observation:
     reference: str = ""
 
 
-OBSERVATIONS: list[Callable[[], Observation]] = []
+OBSERVATIONS: dict[str, Callable[[], Observation]] = {}
+"""By name, in the order of the report."""
 
 
 def observation(
@@ -73,7 +74,7 @@ def observation(
                 reference=reference,
             )
 
-        OBSERVATIONS.append(run)
+        OBSERVATIONS[measure.__name__] = run
         return run
 
     return add
@@ -82,7 +83,7 @@ def observation(
 def observe() -> list[Observation]:
     """All of them, in order; numpy's global generator is seeded, so only keys and times differ."""
     found = []
-    for run in OBSERVATIONS:
+    for run in OBSERVATIONS.values():
         np.random.seed(0)
         found.append(run())
     return found
@@ -111,6 +112,11 @@ def _nodes(values: Any, weight: int = 1000, **options: Any) -> dict[str, Node]:
         name: Node(name, row, weight=weight, **options)
         for name, row in zip(names(len(values)), values, strict=True)
     }
+
+
+def _kept(done: Round, name: str) -> Any:
+    """What the mod left in that node's context."""
+    return done.nodes[name].context.state.config_records[RECORD_KEY_STATE]
 
 
 def _round(count: int = 6, length: int = 8, **options: Any) -> Round:
@@ -257,10 +263,11 @@ def _search_rates() -> dict[str, Any]:
 
 def _first_words(seeds: Any) -> Any:
     """uint32 [n], the first output of MT19937 for each seed (init_genrand and one twist)."""
-    state, kept = seeds.copy(), {}
+    state, kept = seeds.copy(), dict[int, Any]()
     for index in range(1, 398):
         state = np.uint32(1812433253) * (state ^ (state >> np.uint32(30))) + np.uint32(index)
-        kept[index] = state if index in (1, 397) else None
+        if index in (1, 397):
+            kept[index] = state
     y = (seeds & np.uint32(0x80000000)) | (kept[1] & np.uint32(0x7FFFFFFF))
     y = kept[397] ^ (y >> np.uint32(1)) ^ ((y & np.uint32(1)) * np.uint32(0x9908B0DF))
     y ^= y >> np.uint32(11)
@@ -284,7 +291,8 @@ def a_pairwise_mask_can_be_searched_for() -> dict[str, Any]:
     """
     values = _values(2, 100)
     done = play(SecAggPlusWorkflow(1.0, 1.0), _nodes(values), (100,))
-    (first, second), shapes = names(2), [(1,), (100,)]
+    (first, second) = names(2)
+    shapes: list[tuple[int, ...]] = [(1,), (100,)]
     y = _opened_by_the_server(done, first, shapes)
     sign = 1 if _id(0) > _id(1) else -1
     word = np.uint32(sign * (int(y[0][0]) - 2**22) % 2**32)  # weight 1000 of 1000 is 2^22
@@ -322,7 +330,7 @@ def _opened_by_the_server(done: Round, name: str, shapes: Any) -> Any:
 
 
 def _shared_seed(done: Round, first: str, second: str) -> int:
-    kept = done.nodes[first].context.state.config_records[RECORD_KEY_STATE]
+    kept = _kept(done, first)
     peer = config(done.replies[Stage.SETUP, second])[Key.PUBLIC_KEY_1]
     return _fold(generate_shared_key(bytes_to_private_key(kept["sk1"]), bytes_to_public_key(peer)))
 
@@ -330,8 +338,8 @@ def _shared_seed(done: Round, first: str, second: str) -> int:
 def _search_slice(word: Any, seed: int) -> list[int]:
     """Seeds that give ``word``, among the 2^20 that share the upper eight free bits of ``seed``."""
     low = np.arange(2**20, dtype=np.uint32)
-    low = (low & 0x7F) | (low & 0x3F80) << 1 | (low & 0xFC000) << 2
-    candidates = low | np.uint32(seed & 0x7F400000)
+    spread: Any = (low & 0x7F) | (low & 0x3F80) << 1 | (low & 0xFC000) << 2
+    candidates = spread | np.uint32(seed & 0x7F400000)
     return [
         int(each)
         for block in candidates.reshape(-1, 2**14)
@@ -427,8 +435,7 @@ def threshold_and_modulus_are_not_checked() -> dict[str, Any]:
         return message
 
     done = _round(on_request=on_request)
-    node = done.nodes[names(1)[0]]
-    state = node.context.state.config_records[RECORD_KEY_STATE]
+    state = _kept(done, names(1)[0])
     seen["threshold_kept"], seen["modulus_kept"] = state["threshold"], state["mod_range"]
     seen["refusals"] = done.raised()
     shares = create_shares(bytes(range(32)), 0, 6)
@@ -586,8 +593,7 @@ def secrets_stay_in_the_context() -> dict[str, Any]:
     shorten their life.
     """
     done = _round()
-    node = done.nodes[names(1)[0]]
-    state = node.context.state.config_records[RECORD_KEY_STATE]
+    state = _kept(done, names(1)[0])
     return {
         "round_finished": done.mean is not None,
         "bytes_kept": {

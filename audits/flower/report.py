@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,10 +37,10 @@ as Flower's own protobuf bytes. Ours are a grid that hands messages over and kee
 rules for replies, and a node that runs each message id once. All nodes are neighbours
 (`num_shares=1.0`); the threshold is that of the kit's round: 4 of 6.
 
-**How sums are compared.** A 32-bit residue is cut into 16-bit limbs, each a parameter on the lattice
-of the quantiser (clipping range 2^15, quantisation range 2^16, weight = `max_weight`). Quantisation
-is then the identity and the kit's exact-sum oracle applies without tolerance. The quantisation
-error of ordinary parameters is measured separately below.
+**How sums are compared.** A 32-bit residue is cut into 16-bit limbs, each a parameter on the
+lattice of the quantiser (clipping range 2^15, quantisation range 2^16, weight = `max_weight`).
+Quantisation is then the identity and the kit's exact-sum oracle applies without tolerance. The
+quantisation error of ordinary parameters is measured separately below.
 
 **What Flower claims**, as we read its documentation (the docstring of `SecAggPlusWorkflow`, the
 page "Secure Aggregation Protocols", the glossary):
@@ -49,7 +48,8 @@ page "Secure Aggregation Protocols", the glossary):
 | claim in the kit | because the documentation says |
 |---|---|
 | `EXACT_SUM` | "ensures the secure summation of integer vectors owned by multiple parties" |
-| `DROPOUTS` | "by design robust to client dropout"; "recovery of contributions from dropped clients" |
+| `DROPOUTS` | "by design robust to client dropout"; "recovery of contributions from dropped \
+clients" |
 | `UNIFORM_MASKS` | "random mask entries are uniformly sampled ([0, modulus_range-1])" |
 
 We found no statement about servers that deviate from the protocol, authenticated messages,
@@ -67,7 +67,7 @@ _SECTIONS = (
 )
 _INTRO = {
     "strength": "Measured like everything else, because a reader deserves both sides.",
-    "finding": "Each was seen with Flower's own objects; the suggestions are offered, not demanded.",
+    "finding": "Each was seen with Flower's own objects; the suggestions are only offers.",
     "unclaimed": "For users who need more than the documentation promises. No defect is implied.",
     "limit": "Documented, or plain consequences of the design.",
 }

@@ -1,7 +1,7 @@
 """Runs the kit and the observations against the installed flwr; writes the report.
 
-    python audits/flower/run.py --out audits/reports          everything
-    python audits/flower/run.py --only overflow_is_silent     one observation, as JSON on stdout
+python audits/flower/run.py --out audits/reports          everything
+python audits/flower/run.py --only overflow_is_silent     one observation, as JSON on stdout
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("audits/reports"))
     parser.add_argument("--date", default=datetime.date.today().isoformat())
-    parser.add_argument("--only", choices=[each.measure.__name__ for each in OBSERVATIONS])
+    parser.add_argument("--only", choices=list(OBSERVATIONS))
     given = parser.parse_args()
     if (version := importlib.metadata.version("flwr")) != PINNED:
         print(f"flwr must be {PINNED}, found {version}", file=sys.stderr)
@@ -65,8 +65,7 @@ def main() -> int:
         logging.getLogger("flwr").removeHandler(handler)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="flwr")
     if given.only:
-        chosen = next(each for each in OBSERVATIONS if each.measure.__name__ == given.only)
-        print(json.dumps(dataclasses.asdict(chosen()), indent=2))
+        print(json.dumps(dataclasses.asdict(OBSERVATIONS[given.only]()), indent=2))
         return 0
     write(given.out / f"{given.date}-flower-secaggplus-{version}", given.date)
     return 0

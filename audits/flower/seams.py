@@ -51,8 +51,8 @@ def decode(data: bytes) -> Message:
     return message_from_proto(ProtoMessage.FromString(data))
 
 
-def config(message: Message) -> ConfigRecord:
-    """The record through which SecAgg+ speaks."""
+def config(message: Message) -> Any:
+    """The record through which SecAgg+ speaks; Any, because its values are a union of ten types."""
     return message.content.config_records[RECORD_KEY_CONFIGS]
 
 

@@ -98,13 +98,13 @@ class SecAggPlusAdapter(AggregationAdapter):
     def residues(self, spec: RoundSpec, packet: Packet) -> RingVector | None:
         if packet.kind != _reply(Stage.COLLECT_MASKED_VECTORS):
             return None
-        parts: Any = config(decode(packet.data))[Key.MASKED_PARAMETERS]
+        parts = config(decode(packet.data))[Key.MASKED_PARAMETERS]
         return bytes_to_ndarray(parts[1]).astype(np.uint32)  # parts[0] is the masked weight
 
     def reveals(self, spec: RoundSpec, server: Server, packet: Packet) -> tuple[Reveal, ...]:
         if packet.kind != _reply(Stage.UNMASK):
             return ()
-        record: Any = config(decode(packet.data))
+        record = config(decode(packet.data))
         return tuple(
             Reveal(server.names[owner], packet.sender, _kind(share))
             for owner, share in zip(record[Key.NODE_ID_LIST], record[Key.SHARE_LIST], strict=True)

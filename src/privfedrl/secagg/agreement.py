@@ -79,7 +79,8 @@ class SignedSet:
 class Cohort:
     """U1, who masks with whom in it, and the one-round public keys that the owner has seen.
 
-    A client holds the keys of itself and its neighbours, the coordinator everybody's.
+    A client holds the keys and Shamir points of itself and its neighbours, the coordinator
+    everybody's.
     """
 
     cfg: bytes
@@ -90,6 +91,7 @@ class Cohort:
     graph: Graph
     share_keys: Mapping[str, bytes]
     mask_keys: Mapping[str, bytes]
+    points: Mapping[str, int]
     suite: Suite
 
     @property
@@ -100,10 +102,6 @@ class Cohort:
     def rank(self, name: str) -> int:
         """Position of ``name`` in U1, from 0."""
         return self.members.rank(self.registry.index_of(name))
-
-    def point(self, name: str) -> int:
-        """The Shamir point of ``name``: its rank plus one."""
-        return self.rank(name) + 1
 
     def neighbours(self, name: str) -> tuple[str, ...]:
         """Who masks with ``name``, in order."""
@@ -130,6 +128,7 @@ class Cohort:
         """The cohort of ``members`` whose adverts have the Merkle root ``root``."""
         roster = roster_digest(cfg, members, root)
         known = tuple(adverts)
+        ranks = {advert.sender: members.rank(registry.index_of(advert.sender)) for advert in known}
         return cls(
             cfg=cfg,
             roster=roster,
@@ -139,6 +138,7 @@ class Cohort:
             graph=topology.graph(roster),
             share_keys={advert.sender: advert.share_key for advert in known},
             mask_keys={advert.sender: advert.mask_key for advert in known},
+            points={name: rank + 1 for name, rank in ranks.items()},
             suite=suite,
         )
 

@@ -9,6 +9,7 @@ Notation: L(x) = the wire name, a slash and x, length-prefixed; || = concatenati
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["DIGEST_BYTES", "WIRE_NAME", "digest", "join", "label"]
@@ -17,6 +18,7 @@ WIRE_NAME: Final = b"pfrl-sa/1"
 DIGEST_BYTES: Final = 32
 
 
+@lru_cache(maxsize=64)
 def label(name: str) -> bytes:
     """L(name): two length bytes, then ``pfrl-sa/1/name``."""
     text = WIRE_NAME + b"/" + name.encode("ascii")
@@ -25,7 +27,7 @@ def label(name: str) -> bytes:
 
 def join(*parts: bytes) -> bytes:
     """An injective concatenation: each part after its length in eight bytes."""
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return b"".join([len(part).to_bytes(8, "big") + part for part in parts])
 
 
 def digest(name: str, *parts: bytes) -> bytes:

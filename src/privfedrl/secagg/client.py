@@ -22,6 +22,7 @@ from privfedrl.errors import (
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
+    RoundAborted,
 )
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair
@@ -82,6 +83,10 @@ _RECEIVED: Final = frozenset(kind for _, kind in CLIENT_TRANSITIONS)
 
 def _do_nothing() -> None:
     """The default of ``before_release``."""
+
+
+def _share_rejected(peer: str) -> RoundAborted:
+    return abort(AbortCode.SHARE_REJECTED, f"the shares from {peer} do not open")
 
 
 def _present(value: _T | None) -> _T:
@@ -288,7 +293,6 @@ class SecAggClient:
             )
         )
         self._advert = answer[0].data
-        self._reader.trust(self._advert)
         return answer
 
     def _on_roster(self, message: Roster) -> list[Outgoing]:
@@ -308,11 +312,14 @@ class SecAggClient:
         shares = shamir.split(
             (keys.seed, keys.mask_pair.secret_bytes()),
             threshold=cohort.threshold,
-            points=tuple(map(cohort.point, holders)),
+            points=[cohort.points[holder] for holder in holders],
             entropy=self._entropy,
         )
+        encoded = shamir.encode_share(shares)  # per holder one share of each secret
+        width = 2 * shamir.SHARE_BYTES
         plaintexts = {
-            holder: shamir.encode_share(shares[row]) for row, holder in enumerate(holders)
+            holder: encoded[at : at + width]
+            for holder, at in zip(holders, range(0, len(encoded), width), strict=True)
         }
         own = plaintexts.pop(name, None)
         if own is not None:
@@ -360,6 +367,7 @@ class SecAggClient:
             raise abort(AbortCode.MALFORMED, f"expected {len(peers)} sealed pairs of shares")
         for peer, sealed in zip(peers, message.sealed, strict=True):
             self._held_shares[peer] = self._open(peer, sealed)
+        self._check_shares()
         answer = self._answer(self._masked(peers))
         self._journal.spend_masked(self._config.task_id, self._config.round, self._config.attempt)
         self._before_release()
@@ -387,7 +395,7 @@ class SecAggClient:
 
     def _open(self, peer: str, sealed: bytes) -> tuple[bytes, bytes]:
         try:
-            pair = open_shares(
+            return open_shares(
                 sealed,
                 cohort=self._cohort,
                 pair=self._keys.share_pair,
@@ -395,11 +403,21 @@ class SecAggClient:
                 recipient=self._identity.name,
                 edges=self._edges,
             )
-            for share in pair:
-                shamir.decode_shares(share, count=1)
         except ProtocolError as error:
-            raise abort(AbortCode.SHARE_REJECTED, f"the shares from {peer} do not open") from error
-        return pair
+            raise _share_rejected(peer) from error
+
+    def _check_shares(self) -> None:
+        """Refuse shares that are no residues: all at once, one by one to name who sent them."""
+        try:
+            every = b"".join([half for pair in self._held_shares.values() for half in pair])
+            shamir.decode_shares(every, count=2 * len(self._held_shares))
+        except ProtocolError:
+            for peer, pair in self._held_shares.items():
+                try:
+                    shamir.decode_shares(b"".join(pair), count=2)
+                except ProtocolError as error:
+                    raise _share_rejected(peer) from error
+            raise
 
     def _on_survivors(self, message: Survivors) -> list[Outgoing]:
         """M4: sign the survivor set, once in the life of this round."""
@@ -414,11 +432,9 @@ class SecAggClient:
         self._survivors = survivors_digest(cohort.roster, self._shared, survivors)
         self._spend_consistency(survivors.members)
         self._survivor_set = survivors.members
-        answer = self._answer(
+        return self._answer(
             Consistency(cfg=self._cfg, sender=name, roster=cohort.roster, survivors=self._survivors)
         )
-        self._reader.trust(answer[0].data)
-        return answer
 
     def _spend_consistency(self, survivors: Members) -> None:
         """Refuse U3 if it isolates somebody, given earlier ones; then record it durably."""

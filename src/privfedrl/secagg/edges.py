@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Edges(Protocol):
             RemoteProtocolError: as :meth:`KeyPair.agree` does.
         """
 
+    def derive(
+        self, suite: Suite, pair: KeyPair, peer_public: bytes, *, salt: bytes, info: bytes
+    ) -> bytes:
+        """The 32-byte key for ``info`` that ``pair`` has in common with the owner of the other."""
+
     def mask(
         self,
         vector: RingVector,
@@ -58,8 +63,8 @@ class Edges(Protocol):
             add, subtract: by peer, the 32-byte key of the edge to it; no peer is in both.
         """
 
-    def verified(self, registry_digest: bytes) -> set[bytes]:
-        """Where to remember the digests of frames whose signatures fit that registry."""
+    def verified(self, registry_digest: bytes) -> dict[bytes, Any]:
+        """Where to remember the frames whose signatures fit that registry."""
 
 
 class OwnEdges:
@@ -69,6 +74,11 @@ class OwnEdges:
 
     def agree(self, pair: KeyPair, peer_public: bytes) -> bytes:
         return pair.agree(peer_public)
+
+    def derive(
+        self, suite: Suite, pair: KeyPair, peer_public: bytes, *, salt: bytes, info: bytes
+    ) -> bytes:
+        return suite.derive(self.agree(pair, peer_public), salt=salt, info=info)
 
     def mask(
         self,
@@ -84,8 +94,8 @@ class OwnEdges:
         keys = (*add.values(), self_key)
         suite.apply_keystreams(vector, add=keys, subtract=tuple(subtract.values()))
 
-    def verified(self, registry_digest: bytes) -> set[bytes]:
-        return set()
+    def verified(self, registry_digest: bytes) -> dict[bytes, Any]:
+        return {}
 
 
 _Place = tuple[bytes, str, str, int]
@@ -118,13 +128,14 @@ class SharedEdges:
     (n * D * itemsize in all); a vector is released when its client masks. Not thread-safe.
     """
 
-    __slots__ = ("_closed", "_done", "_secrets", "_verified", "_waiting")
+    __slots__ = ("_closed", "_derived", "_done", "_secrets", "_verified", "_waiting")
 
     def __init__(self) -> None:
         self._secrets: dict[bytes, bytes] = {}
+        self._derived: dict[tuple[bytes, bytes, bytes, bytes], bytes] = {}
         self._waiting: dict[_Place, _Waiting] = {}
         self._done: set[_Place] = set()
-        self._verified: dict[bytes, set[bytes]] = {}
+        self._verified: dict[bytes, dict[bytes, Any]] = {}
         self._closed = False
 
     def agree(self, pair: KeyPair, peer_public: bytes) -> bytes:
@@ -135,6 +146,19 @@ class SharedEdges:
         if secret is None:
             secret = self._secrets[ends] = pair.agree(peer_public)
         return secret
+
+    def derive(
+        self, suite: Suite, pair: KeyPair, peer_public: bytes, *, salt: bytes, info: bytes
+    ) -> bytes:
+        """As :meth:`Edges.derive`; the second end gets what the first has computed."""
+        self._require_open()
+        mine, theirs = pair.public, peer_public
+        place = (salt, info, mine, theirs) if mine < theirs else (salt, info, theirs, mine)
+        key = self._derived.pop(place, None)  # there is no third end
+        if key is None:
+            key = suite.derive(self.agree(pair, peer_public), salt=salt, info=info)
+            self._derived[place] = key
+        return key
 
     def mask(
         self,
@@ -211,16 +235,16 @@ class SharedEdges:
                 mirrors[edge.key] = other.total
         return mirrors
 
-    def verified(self, registry_digest: bytes) -> set[bytes]:
-        """One set for all readers of one registry: a frame's signature is verified once."""
+    def verified(self, registry_digest: bytes) -> dict[bytes, Any]:
+        """One memory for all readers of one registry: a frame's signature is verified once."""
         self._require_open()
-        return self._verified.setdefault(registry_digest, set())
+        return self._verified.setdefault(registry_digest, {})
 
     def close(self) -> None:
         """Forget every secret and vector; nothing can be asked after that. May be repeated."""
         for waiting in self._waiting.values():
             waiting.total[:] = 0
-        for kept in (self._secrets, self._waiting, self._done, self._verified):
+        for kept in (self._secrets, self._derived, self._waiting, self._done, self._verified):
             kept.clear()
         self._closed = True
 

@@ -41,8 +41,8 @@ def self_key(cohort: Cohort, name: str, seed: bytes) -> bytes:
 def pair_key(cohort: Cohort, pair: KeyPair, owner: str, peer: str, edges: Edges = _OWN) -> bytes:
     """p_ij: the stream key that ``owner``, who holds ``pair``, shares with ``peer``."""
     low, high = sorted((owner.encode("ascii"), peer.encode("ascii")))
-    secret = edges.agree(pair, cohort.mask_keys[peer])
-    return cohort.suite.derive(secret, salt=cohort.roster, info=label("pair") + join(low, high))
+    info = label("pair") + join(low, high)
+    return edges.derive(cohort.suite, pair, cohort.mask_keys[peer], salt=cohort.roster, info=info)
 
 
 def apply_own_masks(
@@ -90,7 +90,10 @@ def seal_shares(
     edges: Edges = _OWN,
 ) -> bytes:
     """Encrypt a pair of shares (72 bytes) from ``sender``, who holds ``pair``: 88 bytes."""
-    key = _box_key(cohort, edges.agree(pair, cohort.share_keys[recipient]), sender, recipient)
+    info = _box_info(sender, recipient)
+    key = edges.derive(
+        cohort.suite, pair, cohort.share_keys[recipient], salt=cohort.roster, info=info
+    )
     return cohort.suite.seal(key, plaintext, context=_context(cohort, sender, recipient))
 
 
@@ -108,17 +111,17 @@ def open_shares(
     Raises:
         AuthenticationFailed: not sealed by ``sender`` for ``recipient`` in this round.
     """
-    key = _box_key(cohort, edges.agree(pair, cohort.share_keys[sender]), sender, recipient)
+    info = _box_info(sender, recipient)
+    key = edges.derive(cohort.suite, pair, cohort.share_keys[sender], salt=cohort.roster, info=info)
     plaintext = cohort.suite.open_sealed(key, sealed, context=_context(cohort, sender, recipient))
     return plaintext[:SHARE_BYTES], plaintext[SHARE_BYTES:]
 
 
-def _box_key(cohort: Cohort, secret: bytes, sender: str, recipient: str) -> bytes:
-    info = label("share") + join(sender.encode("ascii"), recipient.encode("ascii"))
-    return cohort.suite.derive(secret, salt=cohort.roster, info=info)
+def _box_info(sender: str, recipient: str) -> bytes:
+    return label("share") + join(sender.encode("ascii"), recipient.encode("ascii"))
 
 
 def _context(cohort: Cohort, sender: str, recipient: str) -> bytes:
-    point = cohort.point(recipient).to_bytes(4, "big")
+    point = cohort.points[recipient].to_bytes(4, "big")
     names = (sender.encode("ascii"), recipient.encode("ascii"))
     return label("share") + join(cohort.cfg, cohort.roster, *names, point)

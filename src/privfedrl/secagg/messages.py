@@ -291,6 +291,8 @@ _STRUCTS: Final[dict[MessageType, type[Any]]] = {
     MessageType.TRANSCRIPT: TranscriptBody,
     MessageType.IDEAL: IdealBody,
 }
+_SHOWN: Final = frozenset({MessageType.ADVERTISE, MessageType.CONSISTENCY})
+"""Small frames of clients that the coordinator shows to others: read more than once."""
 _TYPES: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(row) for kind, row in _STRUCTS.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -378,8 +380,8 @@ class FrameReader:
     Args:
         registry: who may speak, in which role.
         parameters: give the size limit of each type; so do bare limits.
-        verified: fingerprints of frames that are known to be authentic; a simulation gives all its
-            participants the same set, so that each signature is verified once.
+        verified: the adverts and signatures that were read already, by their bytes; a simulation
+            gives all its participants the same memory, so that each is verified once.
     """
 
     __slots__ = ("_capacity", "_limits", "_registry", "_verified")
@@ -389,18 +391,14 @@ class FrameReader:
         registry: Registry,
         parameters: SecAggParameters | Limits,
         *,
-        verified: set[bytes] | None = None,
+        verified: dict[bytes, Frame] | None = None,
     ) -> None:
         self._registry = registry
         limits = parameters.limits if isinstance(parameters, SecAggParameters) else parameters
         self._limits = {kind: frame_limit(kind, limits) for kind in MessageType}
-        self._verified = set() if verified is None else verified
-        # a full round has at most 5 n + 5 frames; a signer who floods gains no memory
-        self._capacity = 8 * limits.num_clients + 8
-
-    def trust(self, data: bytes) -> None:
-        """Take ``data``, a frame that this participant signed itself, as verified."""
-        self._verified.add(hashlib.sha256(data).digest())
+        self._verified = {} if verified is None else verified
+        # a full round has at most n adverts and n consents; a signer who floods gains no memory
+        self._capacity = 4 * limits.num_clients + 8
 
     def read(self, data: bytes, expected: frozenset[MessageType]) -> Frame:
         """Parse and verify one frame of a type in ``expected``.
@@ -410,17 +408,20 @@ class FrameReader:
                 who may not send it.
             AuthenticationFailed: unknown sender or wrong signature.
         """
+        known = self._verified.get(data) if isinstance(data, bytes) else None
+        if known is not None and known.type in expected:
+            return known
         parts = _split(data, expected, self._limits.__getitem__)
         kind, message = parts.kind, _decode(parts.kind, parts.payload)
         self._check_sender(kind, message.sender)
-        fingerprint = hashlib.sha256(data).digest()
-        if fingerprint not in self._verified:
-            signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
-            key = self._registry.verify_key_of(message.sender)
-            parts.suite.verify(key, signature, label(kind.label) + signed)
-            if len(self._verified) < self._capacity:
-                self._verified.add(fingerprint)
-        return Frame(type=kind, message=message, payload=parts.payload, digest=fingerprint)
+        signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
+        key = self._registry.verify_key_of(message.sender)
+        parts.suite.verify(key, signature, label(kind.label) + signed)
+        digest_of = hashlib.sha256(data).digest()
+        frame = Frame(type=kind, message=message, payload=parts.payload, digest=digest_of)
+        if kind in _SHOWN and len(self._verified) < self._capacity:
+            self._verified[data] = frame
+        return frame
 
     def _check_sender(self, kind: MessageType, sender: str) -> None:
         if sender not in self._registry:

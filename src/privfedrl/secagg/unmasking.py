@@ -69,7 +69,7 @@ def recover(
         matrix = np.stack(
             [np.stack([answers[owner][name] for owner in owners]) for name in holders]
         )
-        points = [cohort.point(name) for name in holders]
+        points = [cohort.points[name] for name in holders]
         suspects |= _recover_alike(
             recovered, matrix, holders, points, owners, cohort, commitments, survivors
         )

@@ -217,6 +217,12 @@ class AggregationAdapter:
         """
         return None
 
+    def make_lax_server(self, spec: RoundSpec) -> Any:
+        """As :meth:`make_server`, with the true key and config, but it goes on below every floor
+        and threshold: what then protects the clients is their own checks. None if unsupported.
+        """
+        return None
+
     def make_charging_client(
         self,
         spec: RoundSpec,

@@ -15,7 +15,7 @@ import zlib
 from typing import Any, ClassVar, Final, Literal
 from unittest import TestCase
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -268,6 +268,7 @@ def aggregation_machine(
     profile: Profile = "malicious-server",
     *,
     thorough: bool = False,
+    shrinking: bool = True,
     spec: RoundSpec | None = None,
     place: str | None = None,
 ) -> type[TestCase]:
@@ -277,6 +278,7 @@ def aggregation_machine(
         adapter: what is attacked; its parties must be deterministic for the replay to be exact.
         profile: how much the adversary may do.
         thorough: minutes instead of seconds.
+        shrinking: whether a failure is made smaller, which may take a minute.
         spec: the first round; later ones count up.
         place: "module:name" under which the printed script imports the adapter; its class if None.
     Raises:
@@ -297,12 +299,14 @@ def aggregation_machine(
     )
     case: type[TestCase] = machine.TestCase
     # hypothesis reads this attribute of the class that it generates
-    setattr(case, "settings", _settings(thorough=thorough))  # noqa: B010 - see above
+    setattr(case, "settings", _settings(thorough=thorough, shrinking=shrinking))  # noqa: B010 - see above
     return case
 
 
-def _settings(*, thorough: bool) -> settings:
+def _settings(*, thorough: bool, shrinking: bool) -> settings:
+    phases = (Phase.generate, Phase.shrink) if shrinking else (Phase.generate,)
     return settings(
+        phases=phases,
         max_examples=400 if thorough else 25,
         stateful_step_count=60 if thorough else 20,
         derandomize=not thorough,

@@ -232,6 +232,7 @@ class SimulatedNetwork:
         """A second server with the first one's history, in which ``name`` fell silent."""
         first, stage = self._now.views[0], step.argument
         self._now.shown.update(dict.fromkeys(step.audience, self.num_views))
+        self.run.harmed.update(step.audience)
         number = self._add_view()
         fork = self._now.views[number]
         for current in range(stage + 1):

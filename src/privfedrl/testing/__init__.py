@@ -1,0 +1,108 @@
+"""Property tests, attacks and suites for any aggregation protocol, ours or another's.
+
+    adapter (what the kit asks of a protocol) -> schedule (what goes wrong) -> simulated, network
+    (rounds) -> invariants (what must hold) -> machine, attacks, suites -> verdict
+
+Write an :class:`AggregationAdapter` of at most a hundred lines; the rest is here. Importing this
+package loads neither hypothesis nor pytest: a name that needs one loads it when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from privfedrl.errors import MissingExtraError
+from privfedrl.testing.adapter import (
+    Aggregate,
+    AggregationAdapter,
+    Claim,
+    Packet,
+    Reveal,
+    RoundSpec,
+    TransportAdapter,
+)
+
+if TYPE_CHECKING:
+    from privfedrl.testing.invariants import Violation, violations
+    from privfedrl.testing.machine import aggregation_machine
+    from privfedrl.testing.network import (
+        Edit,
+        EditKind,
+        Event,
+        Fault,
+        Run,
+        Schedule,
+        SimulatedNetwork,
+        play,
+    )
+    from privfedrl.testing.pairwise import PairwiseAdapter
+    from privfedrl.testing.replay import draw_vectors, judge, replay
+    from privfedrl.testing.strategies import (
+        cohorts,
+        delivery_schedules,
+        dropout_schedules,
+        edits,
+        hostile_frames,
+        updates,
+    )
+    from privfedrl.testing.transport import over_transport, play_over
+
+__all__ = [
+    "Aggregate",
+    "AggregationAdapter",
+    "Claim",
+    "Edit",
+    "EditKind",
+    "Event",
+    "Fault",
+    "Packet",
+    "PairwiseAdapter",
+    "Reveal",
+    "RoundSpec",
+    "Run",
+    "Schedule",
+    "SimulatedNetwork",
+    "TransportAdapter",
+    "Violation",
+    "aggregation_machine",
+    "cohorts",
+    "delivery_schedules",
+    "draw_vectors",
+    "dropout_schedules",
+    "edits",
+    "hostile_frames",
+    "judge",
+    "over_transport",
+    "play",
+    "play_over",
+    "replay",
+    "updates",
+    "violations",
+]
+
+_LAZY = {
+    "Edit": "network",
+    "EditKind": "network",
+    "Event": "network",
+    "Fault": "network",
+    "PairwiseAdapter": "pairwise",
+    "Run": "network",
+    "Schedule": "network",
+    "SimulatedNetwork": "network",
+    "Violation": "invariants",
+    "aggregation_machine": "machine",
+    "cohorts": "strategies",
+    "delivery_schedules": "strategies",
+    "draw_vectors": "replay",
+    "dropout_schedules": "strategies",
+    "edits": "strategies",
+    "hostile_frames": "strategies",
+    "judge": "replay",
+    "over_transport": "transport",
+    "play": "network",
+    "play_over": "transport",
+    "replay": "replay",
+    "updates": "strategies",
+    "violations": "invariants",
+}
