@@ -28,6 +28,10 @@ from flwr.supercore.primitives.asymmetric import (
 )
 from rounds import Round, edited, names, play
 from seams import Node, config, node_id
+from secaggplus_adapter import SecAggPlusAdapter
+
+from privfedrl.testing.adapter import Claim
+from privfedrl.testing.attacks import run_attacks
 
 __all__ = ["OBSERVATIONS", "Observation", "observe"]
 
@@ -204,6 +208,19 @@ def keys_are_fresh_in_every_round() -> dict[str, Any]:
         for key in (Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2)
     ]
     return {"public_keys_seen": len(seen), "distinct": len(set(seen))}
+
+
+@observation("strength", "masks of different rounds and clients are unrelated")
+def masks_are_unrelated() -> dict[str, Any]:
+    """Not claimed in so many words, so not in the verdict; the kit's attacks on it found nothing."""
+    verdict = run_attacks(FreshMasks(), only=["A8"])
+    return {each.id: each.status.value for each in verdict.outcomes}
+
+
+class FreshMasks(SecAggPlusAdapter):
+    """The adapter with one claim more."""
+
+    claims = SecAggPlusAdapter.claims | {Claim.FRESH_MASKS}
 
 
 # masks

@@ -7,9 +7,10 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from typing import Any
 
 from observations import ISSUE, Observation
+
+from privfedrl.testing.verdict import Status, Verdict
 
 __all__ = ["render"]
 
@@ -89,7 +90,7 @@ A test can only refute. That an attack did not work here is no proof that none w
 
 
 def render(
-    date: str, verdict: Any, machines: Iterable[dict[str, str]], found: Iterable[Observation]
+    date: str, verdict: Verdict, machines: Iterable[dict[str, str]], found: Iterable[Observation]
 ) -> str:
     """Markdown."""
     found = list(found)
@@ -106,6 +107,29 @@ def render(
                 versions=", ".join(f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES),
             ),
         ]
+    )
+
+
+def _attacks(verdict: Verdict) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in verdict.counts.items())
+    rows = "".join(
+        f"| {each.id} | {each.title} | **{each.status.value}** | {each.detail} |\n"
+        for each in verdict.outcomes
+        if each.status is not Status.UNCLAIMED
+    )
+    unclaimed: dict[str, list[str]] = {}
+    for each in verdict.outcomes:
+        if each.status is Status.UNCLAIMED:
+            unclaimed.setdefault(each.detail, []).append(each.id)
+    rest = "".join(f"| {', '.join(ids)} | {missing} |\n" for missing, ids in unclaimed.items())
+    return (
+        f"## Verdict\n\n{len(verdict.outcomes)} attacks: {counts}. The titles name what an attack "
+        f"tries; *passed* means that it did not work.\n\n| attack | tries to show that | outcome | "
+        f"seen |\n|---|---|---|---|\n{rows}\nBoth failures are one finding: the round ends without "
+        "a sum (never with a wrong one) when a client is lost at one of the first two stages, see "
+        "*A client lost at one of the first two stages costs the round* below. Lost later, it is "
+        "survived.\n\n### Unclaimed: not run, not passed, not a defect\n\n"
+        f"| attacks | would need the claim |\n|---|---|\n{rest}\n"
     )
 
 

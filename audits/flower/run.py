@@ -21,8 +21,9 @@ from observations import OBSERVATIONS, Observation, observe
 from report import render
 from secaggplus_adapter import SecAggPlusAdapter
 
-from privfedrl.testing import aggregation_machine, run_attacks
 from privfedrl.testing.adapter import Claim
+from privfedrl.testing.attacks import run_attacks
+from privfedrl.testing.machine import aggregation_machine
 
 PINNED = "1.41.0"
 
@@ -79,8 +80,13 @@ def write(stem: Path, date: str) -> None:
         machine(WithoutDropouts(), "honest-but-curious"),
     ]
     found: list[Observation] = observe()
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    ...
+    seen = {"date": date, "observations": [dataclasses.asdict(each) for each in found]}
+    for suffix, text in (
+        (".json", verdict.to_json()),
+        (".observations.json", json.dumps(seen | {"machines": machines}, indent=2)),
+        (".md", render(date, verdict, machines, found).rstrip()),
+    ):
+        stem.with_name(stem.name + suffix).write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -24,34 +24,44 @@ from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
     Identity,
+    Participation,
     Registry,
     SecAggParameters,
     ServerPhase,
     SqliteJournal,
     read_config,
 )
-from privfedrl.secagg.messages import encode_frame
+from privfedrl.secagg.agreement import CLOCK_TOLERANCE_S
+from privfedrl.secagg.messages import (
+    Advertise,
+    UnmaskRequest,
+    config_digest,
+    encode_frame,
+)
 from privfedrl.secagg.sizes import MessageType
 
 NAME = "agent-02"
 MODEL = b"m" * 32
+NOW = 1_800_000_000
 
 
-def meets(session: Any, kind: MessageType, forge: Callable[[bytes], bytes]) -> str:
-    """Show NAME the forged frame in place of the honest one of ``kind``; its abort code."""
-    client = session.clients[NAME]
+def meets(
+    session: Any, kind: MessageType, forge: Callable[[bytes], bytes], *, name: str = NAME
+) -> str:
+    """Show ``name`` the forged frame in place of the honest one of ``kind``; its abort code."""
+    client = session.clients[name]
     while True:
-        honest = next(out for out in session.out if out.recipient == NAME)
+        honest = next(out for out in session.out if out.recipient == name)
         if honest.data[7] == kind:
             break
         session.step()
-    held = len(session.sent[NAME])
+    held = len(session.sent[name])
     with pytest.raises(RoundAborted) as caught:
         client.receive(forge(honest.data))
     assert client.phase is ClientPhase.ABORTED
     assert client._round_keys is None
     assert not client._held_shares
-    assert len(session.sent[NAME]) == held
+    assert len(session.sent[name]) == held
     with pytest.raises(RoundAborted):  # and the honest frame comes too late
         client.receive(honest.data)
     return str(caught.value.code)
@@ -66,7 +76,7 @@ def meets(session: Any, kind: MessageType, forge: Callable[[bytes], bytes]) -> s
         ({"plan_digest": b"q" * 32}, "PlanMismatch"),
         ({"model_digest": b"q" * 32}, "ModelMismatch"),
         ({"registry_digest": b"q" * 32}, "RegistryMismatch"),
-        ({"parameters": bytes(56)}, "InfeasibleParameters"),
+        ({"parameters": bytes(96)}, "InfeasibleParameters"),
         ({"suite": 2}, "InfeasibleParameters"),
     ],
 )
@@ -105,6 +115,7 @@ def test_a_config_can_be_read_and_checked_before_training(world: Any) -> None:
         "registry": world.registry,
         "parameters": world.parameters,
         "plan_digest": b"p" * 32,
+        "now": world.now,
     }
     config = read_config(session.out[0].data, **pinned)
     assert (config.round, config.attempt, config.model_digest) == (1, 0, MODEL)
@@ -173,11 +184,23 @@ def test_pieces_that_do_not_fit_build_no_client(world: Any) -> None:
 
 
 def test_a_roster_without_this_client_is_refused(world: Any) -> None:
-    def forge(data: bytes) -> bytes:
-        adverts = [a for a in world.parse(data).adverts if world.parse(a).sender != NAME]
-        return bytes(world.forge(data, adverts=tuple(adverts)))
+    session = world.session()
 
-    assert meets(world.session(), MessageType.ROSTER, forge) == "RosterMismatch"
+    def forge(data: bytes) -> bytes:
+        others = {name: frame for name, frame in session.adverts().items() if name != NAME}
+        return bytes(world.forge_roster(data, others, shown=others))
+
+    assert meets(session, MessageType.ROSTER, forge) == "RosterMismatch"
+
+
+def test_a_roster_that_shows_this_client_but_does_not_name_it_is_refused(world: Any) -> None:
+    session = world.session()
+
+    def forge(data: bytes) -> bytes:
+        others = [name for name in world.names if name != NAME]
+        return bytes(world.forge(data, members=world.members(others).to_bytes()))
+
+    assert meets(session, MessageType.ROSTER, forge) == "RosterMismatch"
 
 
 def _replace_advert(world: Any, data: bytes, name: str, change: Callable[[bytes], bytes]) -> bytes:
@@ -243,7 +266,7 @@ def test_equal_keys_are_refused(world: Any) -> None:
     [
         (lambda adverts: adverts[::-1], "RosterMismatch"),
         (lambda adverts: (adverts[0], *adverts[:5]), "RosterMismatch"),
-        (lambda adverts: adverts[:3], "CohortTooSmall"),
+        (lambda adverts: adverts[:4], "RosterMismatch"),  # two members are not shown
         (lambda adverts: (*adverts[:5], b"junk"), "BadSignature"),
     ],
 )
@@ -256,7 +279,201 @@ def test_a_roster_of_another_form_is_refused(
     assert meets(world.session(), MessageType.ROSTER, forge) == code
 
 
+def test_a_roster_below_the_floor_is_refused(world: Any) -> None:
+    session = world.session()
+
+    def forge(data: bytes) -> bytes:
+        few = {name: session.adverts()[name] for name in world.names[:4]}
+        return bytes(world.forge_roster(data, few))
+
+    assert meets(session, MessageType.ROSTER, forge) == "CohortTooSmall"
+
+
+def test_an_advert_of_a_non_member_is_refused(make_world: Any) -> None:
+    world = make_world(n=8)
+    session = world.session()
+
+    def forge(data: bytes) -> bytes:
+        """agent-07 has advertised and is shown, but is not in the set."""
+        seven = world.members(world.names[:-1])
+        return bytes(world.forge(data, members=seven.to_bytes()))
+
+    assert meets(session, MessageType.ROSTER, forge) == "RosterMismatch"
+
+
+def _other_bytes(encoded: bytes) -> list[bytes]:
+    """Bitmaps of six agents that are none: padding bits, another length, nothing."""
+    flags = encoded[0]
+    return [bytes([flags | 0x40]), bytes([flags | 0x80]), encoded + b"\0", b"\0" + encoded, b""]
+
+
+@pytest.mark.parametrize("variant", range(5))
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (MessageType.ROSTER, "RosterMismatch"),
+        (MessageType.DELIVERY, "RosterMismatch"),
+        (MessageType.SURVIVORS, "SurvivorMismatch"),
+    ],
+)
+def test_a_bitmap_with_padding_bits_or_of_another_length_is_refused(
+    world: Any, kind: MessageType, code: str, variant: int
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, members=_other_bytes(world.parse(data).members)[variant]))
+
+    assert meets(world.session(), kind, forge) == code
+
+
+@pytest.mark.parametrize("kind", [MessageType.ROSTER, MessageType.DELIVERY, MessageType.SURVIVORS])
+@pytest.mark.parametrize("change", [lambda p: p + bytes(32), lambda p: p + b"x", lambda p: p[:-1]])
+def test_a_proof_of_another_length_is_refused(
+    sparse_world: Any, kind: MessageType, change: Callable[[bytes], bytes]
+) -> None:
+    world = sparse_world()
+
+    def forge(data: bytes) -> bytes:
+        proof = world.parse(data).proof
+        assert proof
+        return bytes(world.forge(data, proof=change(proof)))
+
+    expected = "SurvivorMismatch" if kind is MessageType.SURVIVORS else "RosterMismatch"
+    assert meets(world.session(), kind, forge) == expected
+
+
+@pytest.mark.parametrize("kind", [MessageType.DELIVERY, MessageType.SURVIVORS])
+def test_a_path_with_a_wrong_sibling_is_refused(world: Any, kind: MessageType) -> None:
+    def forge(data: bytes) -> bytes:
+        proof = world.parse(data).proof
+        return bytes(world.forge(data, proof=proof[:-32] + b"z" * 32))
+
+    expected = "SurvivorMismatch" if kind is MessageType.SURVIVORS else "RosterMismatch"
+    assert meets(world.session(), kind, forge) == expected
+
+
+@pytest.mark.parametrize("kind", [MessageType.ROSTER, MessageType.SURVIVORS])
+def test_a_message_for_somebody_else_changes_nothing(world: Any, kind: MessageType) -> None:
+    session = world.session()
+    while next(out for out in session.out).data[7] != kind:
+        session.step()
+    other = session.shown_to("agent-00", kind)
+    with pytest.raises(RemoteProtocolError, match="another client"):
+        session.clients[NAME].receive(other)
+    session.run()
+    assert session.server.result().survivors == world.names
+
+
+# -- time
+
+
+@pytest.mark.parametrize("off", [-CLOCK_TOLERANCE_S - 1, CLOCK_TOLERANCE_S + 1, -(10**9)])
+def test_a_round_of_another_time_is_refused(world: Any, off: int) -> None:
+    session = world.session()
+    client = world.client(NAME, clock=lambda: world.now + off)
+    with pytest.raises(RoundAborted, match="opened_at") as caught:
+        client.start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
+    assert caught.value.code == "WrongTime"
+    assert client.phase is ClientPhase.ABORTED
+
+
+@pytest.mark.parametrize("off", [-CLOCK_TOLERANCE_S, 0, CLOCK_TOLERANCE_S])
+def test_a_clock_that_is_an_hour_off_is_forgiven(world: Any, off: int) -> None:
+    session = world.session()
+    client = world.client(NAME, clock=lambda: world.now + off)
+    assert client.start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
+
+
+@pytest.mark.parametrize("dates", [(0, NOW - 1), (NOW + 1, 2 * NOW)])
+def test_a_coordinator_that_is_not_valid_opens_no_round(
+    make_world: Any, dates: tuple[int, int]
+) -> None:
+    world = make_world(validity={"coordinator": dates})
+    session = world.session()
+    with pytest.raises(RoundAborted, match="coordinator is not valid") as caught:
+        session.clients[NAME].start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
+    assert caught.value.code == "UnknownIdentity"
+
+
+@pytest.mark.parametrize("dates", [(0, NOW - 1), (NOW + 1, 2 * NOW)])
+def test_a_client_that_is_not_valid_takes_no_part(make_world: Any, dates: tuple[int, int]) -> None:
+    world = make_world(n=8, validity={NAME: dates})
+    session = world.session()
+    assert NAME not in {out.recipient for out in session.out}
+    with pytest.raises(RoundAborted, match="own identity") as caught:
+        session.clients[NAME].start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
+    assert caught.value.code == "UnknownIdentity"
+
+
+def test_the_last_valid_second_still_counts(make_world: Any) -> None:
+    world = make_world(validity={NAME: (NOW, NOW), "coordinator": (NOW, NOW)})
+    assert world.session().run().server.result().survivors == world.names
+
+
+def test_an_expired_peer_is_refused_although_it_advertised(make_world: Any) -> None:
+    """The coordinator invites somebody whose key was withdrawn, and who still answers."""
+    world = make_world(n=8, validity={"agent-04": (0, NOW - 1)})
+    session = world.session()
+    cfg = _cfg_of(session.out[0].data)
+    stray = encode_frame(
+        Advertise(cfg=cfg, sender="agent-04", share_key=b"\x09" * 32, mask_key=b"\x0a" * 32),
+        world.agents["agent-04"],
+    )
+
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge_roster(data, session.adverts() | {"agent-04": stray}))
+
+    assert meets(session, MessageType.ROSTER, forge) == "UnknownIdentity"
+
+
+def test_an_expired_member_is_refused_even_by_those_who_do_not_mask_with_it(
+    sparse_world: Any,
+) -> None:
+    """Its advert is not shown to them; that the set names it is enough."""
+    expired = "agent-39"
+    world = sparse_world(validity={expired: (0, NOW - 1)})
+    session = world.session()
+    session.step()
+    message = Advertise(
+        cfg=_cfg_of(session.shown[NAME][0]),
+        sender=expired,
+        share_key=b"\x09" * 32,
+        mask_key=b"\x0a" * 32,
+    )
+    adverts = session.adverts() | {expired: encode_frame(message, world.agents[expired])}
+    near = world.cohort_of(adverts).neighbours(expired)
+    others = [name for name in world.names if name not in (*near, expired)]
+    assert len(near) == 8
+    for name in others[:3]:
+        honest = session.shown_to(name, MessageType.ROSTER)
+        with pytest.raises(RoundAborted) as caught:
+            session.clients[name].receive(world.forge_roster(honest, adverts))
+        assert caught.value.code == "UnknownIdentity"
+
+
+def _cfg_of(config: bytes) -> bytes:
+    return config_digest(config[12:-64])
+
+
 # -- the delivery
+
+
+Leaves = dict[str, bytes]
+
+
+def _few(leaves: Leaves) -> Leaves:
+    return dict(list(leaves.items())[:3])
+
+
+def _without_me(leaves: Leaves) -> Leaves:
+    return {name: leaf for name, leaf in leaves.items() if name != NAME}
+
+
+def _not_mine(leaves: Leaves) -> Leaves:
+    return leaves | {NAME: b"z" * 32}
+
+
+def _somebody_else(leaves: Leaves) -> Leaves:
+    return leaves | {"agent-07": b"z" * 32}
 
 
 @pytest.mark.parametrize(
@@ -265,15 +482,8 @@ def test_a_roster_of_another_form_is_refused(
         (lambda m: {"sealed": m.sealed[::-1]}, "ShareRejected"),
         (lambda m: {"sealed": (bytes(88), *m.sealed[1:])}, "ShareRejected"),
         (lambda m: {"sealed": m.sealed[1:]}, "Malformed"),
-        (lambda m: {"shared": m.shared[:3], "sealed": m.sealed[:2]}, "CohortTooSmall"),
-        (lambda m: {"shared": m.shared[::-1]}, "RosterMismatch"),
-        (lambda m: {"shared": (*m.shared, ("zoe", b"z" * 32))}, "RosterMismatch"),
-        (lambda m: {"shared": m.shared[:2] + m.shared[3:]}, "RosterMismatch"),
-        (
-            lambda m: {"shared": (*m.shared[:2], (NAME, b"z" * 32), *m.shared[3:])},
-            "RosterMismatch",
-        ),
         (lambda m: {"roster": b"z" * 32}, "RosterMismatch"),
+        (lambda m: {"root": b"z" * 32}, "RosterMismatch"),
     ],
 )
 def test_a_delivery_that_does_not_fit_is_refused(
@@ -283,6 +493,29 @@ def test_a_delivery_that_does_not_fit_is_refused(
         return bytes(world.forge(data, **change(world.parse(data))))
 
     assert meets(world.session(), MessageType.DELIVERY, forge) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (_few, "CohortTooSmall"),
+        (_without_me, "RosterMismatch"),
+        (_not_mine, "RosterMismatch"),  # another commitment than this client's, rightly proved
+        (_somebody_else, "RosterMismatch"),  # registered, but not in the roster
+    ],
+)
+def test_a_well_proved_u2_that_does_not_fit_is_refused(
+    make_world: Any, change: Callable[[Leaves], Leaves], code: str
+) -> None:
+    world = make_world(n=8)
+    session = world.session(drop={"agent-07": 0})
+
+    def forge(data: bytes) -> bytes:
+        leaves = change(session.commitments())
+        near = [name for name in leaves if name != NAME]
+        return bytes(world.forge_set(data, leaves, sealed=(bytes(88),) * len(near)))
+
+    assert meets(session, MessageType.DELIVERY, forge) == code
 
 
 def test_shares_that_are_no_residues_are_refused(world: Any) -> None:
@@ -319,32 +552,33 @@ def test_a_delivery_for_somebody_else_changes_nothing(world: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda s: s[:3], "CohortTooSmall"),
-        (lambda s: s[:2] + s[3:], "SurvivorMismatch"),  # without this client
-        (lambda s: (*s[:2], (NAME, b"z" * 32), *s[3:]), "SurvivorMismatch"),  # another vector
-        (lambda s: (*s, ("zoe", b"z" * 32)), "SurvivorMismatch"),
-        (lambda s: s[::-1], "SurvivorMismatch"),
-        (lambda s: (s[0], *s[:-1]), "SurvivorMismatch"),
+        (_few, "CohortTooSmall"),
+        (_without_me, "SurvivorMismatch"),
+        (_not_mine, "SurvivorMismatch"),  # another vector than this client's, rightly proved
+        (_somebody_else, "SurvivorMismatch"),  # in the roster, but not in U2
     ],
 )
-def test_a_survivor_set_that_does_not_fit_is_refused(
-    world: Any, change: Callable[[Any], Any], code: str
+def test_a_well_proved_survivor_set_that_does_not_fit_is_refused(
+    make_world: Any, change: Callable[[Leaves], Leaves], code: str
 ) -> None:
-    def forge(data: bytes) -> bytes:
-        return bytes(world.forge(data, survivors=change(world.parse(data).survivors)))
-
-    assert meets(world.session(), MessageType.SURVIVORS, forge) == code
-
-
-def test_a_survivor_outside_u2_is_refused(make_world: Any) -> None:
     world = make_world(n=8)
     session = world.session(drop={"agent-07": 1})
 
     def forge(data: bytes) -> bytes:
-        survivors = world.parse(data).survivors
-        return bytes(world.forge(data, survivors=(*survivors, ("agent-07", b"z" * 32))))
+        return bytes(world.forge_set(data, change(session.vector_digests())))
 
-    assert meets(session, MessageType.SURVIVORS, forge) == "SurvivorMismatch"
+    assert meets(session, MessageType.SURVIVORS, forge) == code
+
+
+@pytest.mark.parametrize("change", [{"root": b"z" * 32}, {"roster": b"z" * 32}])
+def test_survivors_under_another_root_or_roster_are_refused(
+    world: Any, change: dict[str, Any]
+) -> None:
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, **change))
+
+    code = "RosterMismatch" if "roster" in change else "SurvivorMismatch"
+    assert meets(world.session(), MessageType.SURVIVORS, forge) == code
 
 
 # -- the unmask request
@@ -355,28 +589,32 @@ def test_two_survivor_sets_cannot_both_be_opened(make_world: Any) -> None:
     world = make_world(n=8)
     session = world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
     full = {out.recipient: out.data for out in session.out}
-    survivors = world.parse(full[NAME]).survivors
-    short = world.forge(full[NAME], survivors=survivors[:-1])
+    fewer = dict(list(session.vector_digests().items())[:-1])
     shown_full, shown_short = world.names[:4], world.names[4:-1]
+    short = {name: world.forge_set(full[name], fewer) for name in shown_short}
     consents = [session.clients[name].receive(full[name])[0].data for name in shown_full]
-    split = [session.clients[name].receive(short)[0].data for name in shown_short]
+    split = [session.clients[name].receive(short[name])[0].data for name in shown_short]
     mixed = sorted([*consents, *split], key=lambda data: world.parse(data).sender)
-    request = unmask_request(world, session, mixed)
     for name in (*shown_full, *shown_short):
         client = session.clients[name]
+        shown = full[name] if name in shown_full else short[name]
         with pytest.raises(RoundAborted) as caught:
-            client.receive(request)
+            client.receive(unmask_request(world, name, mixed))
         assert caught.value.code == "Equivocation"
-        assert len(client.evidence) == 2
+        first, second = caught.value.evidence
+        assert first == shown
+        assert second in (split if name in shown_full else consents)
         assert client.phase is ClientPhase.ABORTED
 
 
-def unmask_request(world: Any, session: Any, consents: list[bytes]) -> bytes:
-    from privfedrl.secagg.messages import UnmaskRequest
-
+def unmask_request(world: Any, recipient: str, consents: list[bytes]) -> bytes:
     consent = world.parse(consents[0])
     message = UnmaskRequest(
-        cfg=consent.cfg, sender="coordinator", roster=consent.roster, consents=tuple(consents)
+        cfg=consent.cfg,
+        sender="coordinator",
+        recipient=recipient,
+        roster=consent.roster,
+        consents=tuple(consents),
     )
     return encode_frame(message, world.coordinator)
 
@@ -487,7 +725,7 @@ def test_two_different_messages_in_one_slot_end_the_round_with_evidence(
     with pytest.raises(RoundAborted) as caught:
         client.receive(second)
     assert caught.value.code == "Equivocation"
-    assert client.evidence == (first, second)
+    assert caught.value.evidence == (first, second)
 
 
 def test_a_restart_after_the_masked_vector_releases_nothing(world: Any, tmp_path: Path) -> None:
@@ -508,7 +746,14 @@ def test_a_restart_after_the_masked_vector_releases_nothing(world: Any, tmp_path
 
 def test_a_survivor_set_is_signed_once_whatever_happens(world: Any) -> None:
     session = world.session().run(until=ServerPhase.COLLECT_CONSISTENCY)
-    world.journals[NAME].spend(b"t" * 32, 1, 0, "consistency")  # by an earlier life of the client
+    world.journals[NAME].spend_consistency(  # by an earlier life of the client
+        b"t" * 32,
+        Participation(
+            round=1, attempt=0, model_digest=MODEL, members=world.members(world.names).to_bytes()
+        ),
+        floor=0,
+        scope="model",
+    )
     survivors = next(out.data for out in session.out if out.recipient == NAME)
     with pytest.raises(LocalProtocolError):
         session.clients[NAME].receive(survivors)

@@ -17,13 +17,14 @@ from privfedrl.errors import (
     RemoteProtocolError,
 )
 from privfedrl.primitives.random import DeterministicEntropy
-from privfedrl.secagg import Identity
+from privfedrl.secagg import Identity, Transcript
 from privfedrl.secagg.binding import label
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,
     Delivery,
     FrameReader,
+    IdealBody,
     Masked,
     Roster,
     RoundConfig,
@@ -43,23 +44,29 @@ D = b"d" * 32
 
 
 def largest(parameters: SecAggParameters) -> dict[MessageType, bytes]:
-    """The largest frame of each type, written out."""
+    """The largest frame of each type on a complete graph, written out."""
     n = parameters.num_clients
     signer = Identity.generate("n" * 64, DeterministicEntropy(b"largest"))
     name = signer.name
     head: dict[str, Any] = {"cfg": D, "sender": name}
-    pairs = tuple((name, D) for _ in range(n))
+    to_one = head | {"recipient": name}
+    members = bytes((n + 7) // 8)
+    path = bytes(32 * (n - 1).bit_length())
     sealed = (bytes(SEALED_BYTES),) * (n - 1)
+    pins: dict[str, Any] = {
+        "sender": name,
+        "task_id": D,
+        "round": 2**63 - 1,
+        "attempt": 2**32 - 1,
+        "plan_digest": D,
+        "model_digest": D,
+        "registry_digest": D,
+        "previous_transcript": D,
+    }
     config = RoundConfig(
+        **pins,
         suite=1,
-        sender=name,
-        task_id=D,
-        round=2**63 - 1,
-        attempt=2**32 - 1,
-        plan_digest=D,
-        model_digest=D,
-        registry_digest=D,
-        previous_transcript=D,
+        opened_at=2**53 - 1,
         parameters=parameters.canonical_bytes(),
         round_seed=D,
     )
@@ -72,21 +79,32 @@ def largest(parameters: SecAggParameters) -> dict[MessageType, bytes]:
     }
     adverts = (frames[MessageType.ADVERTISE],) * n
     consents = (frames[MessageType.CONSISTENCY],) * n
+    a_set: dict[str, Any] = {"roster": D, "members": members, "root": D, "proof": path}
     others = [
-        Roster(**head, adverts=adverts),
+        Roster(**to_one, members=members, adverts=adverts, proof=b""),
         Shares(**head, roster=D, commitment=D, sealed=sealed),
-        Delivery(**head, recipient=name, roster=D, shared=pairs, sealed=sealed),
+        Delivery(**to_one, **a_set, sealed=sealed),
         Masked(**head, roster=D, shared=D, vector=bytes(parameters.vector_bytes)),
-        Survivors(**head, roster=D, survivors=pairs),
-        UnmaskRequest(**head, roster=D, consents=consents),
+        Survivors(**to_one, **a_set),
+        UnmaskRequest(**to_one, roster=D, consents=consents),
         Unmask(**head, roster=D, shares=bytes(36 * n)),
         TranscriptBody(
             sender=name,
             config=frames[MessageType.CONFIG],
+            members=members,
             adverts=adverts,
-            shared=pairs,
-            survivors=pairs,
+            shared=members,
+            commitments=bytes(32 * n),
+            survivors=members,
+            vectors=bytes(32 * n),
             consents=consents,
+            sum_digest=D,
+            ledger_head=D,
+        ),
+        IdealBody(
+            **pins,
+            protection="no cryptographic protection",
+            survivors=members,
             sum_digest=D,
             ledger_head=D,
         ),
@@ -98,18 +116,64 @@ def largest(parameters: SecAggParameters) -> dict[MessageType, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("n", "length", "bits"), [(5, 1, 32), (15, 64, 32), (17, 70, 64), (256, 20_000, 64)]
+    ("n", "length", "bits"),
+    [(5, 1, 32), (14, 60, 32), (15, 64, 32), (16, 64, 32), (17, 70, 64), (256, 20_000, 64)],
 )
 def test_size_limits_are_the_exact_largest_sizes(n: int, length: int, bits: int) -> None:
     parameters = SecAggParameters(
         num_clients=n, max_colluding=0, vector_length=length, ring_bits=bits
     )
     frames = largest(parameters)
+    assert len(frames) == len(MessageType) == 12
     assert {kind: len(data) for kind, data in frames.items()} == {
         kind: parameters.frame_limit(kind) for kind in MessageType
     }
     up = sum(len(frames[kind]) for kind in CLIENT_TYPES)
     assert parameters.bytes_up_per_client() == up
+
+
+def every_frame(session: Any) -> list[bytes]:
+    """All frames of a finished session, both ways, and its transcript."""
+    record = session.server.result().record
+    transcript = Transcript.sign(
+        record, identity=session.world.coordinator, ledger_head=D
+    ).to_bytes()
+    logs = (session.sent, session.shown)
+    return [transcript, *(data for log in logs for name in log for data in log[name])]
+
+
+@pytest.mark.parametrize("n", [5, 8, 17])
+def test_the_frames_of_a_complete_round_reach_their_limits(make_world: Any, n: int) -> None:
+    """Names of 64 characters, the largest numbers, and as many agents as are registered.
+
+    Two types come in several sizes: the paths of a tree that is not full differ in length.
+    """
+    world = make_world(n=n, name_chars=64, now=2**53 - 1, length=70)
+    session = world.session(round=2**63 - 1, attempt=2**32 - 1).run()
+    sizes: dict[MessageType, set[int]] = {}
+    for data in every_frame(session):
+        sizes.setdefault(MessageType(data[7]), set()).add(len(data))
+    for kind, found in sizes.items():
+        assert max(found) == world.parameters.frame_limit(kind)
+        if kind not in (MessageType.DELIVERY, MessageType.SURVIVORS):
+            assert len(found) == 1
+    assert set(sizes) == set(MessageType) - {MessageType.IDEAL}
+
+
+@pytest.mark.parametrize("dropped", [0, 3])
+def test_no_frame_of_a_sparse_round_is_above_its_limit(sparse_world: Any, dropped: int) -> None:
+    world = sparse_world(name_chars=64, now=2**53 - 1)
+    session = world.session(
+        round=2**63 - 1, attempt=2**32 - 1, drop=dict.fromkeys(world.names[:dropped], 2)
+    ).run()
+    exact = {MessageType.ADVERTISE, MessageType.SHARES, MessageType.MASKED}
+    for data in every_frame(session):
+        kind = MessageType(data[7])
+        assert len(data) <= world.parameters.frame_limit(kind)
+        if kind in exact:  # as many neighbours as anybody may have
+            assert len(data) == world.parameters.frame_limit(kind)
+    sent = sum(len(data) for data in session.sent[world.names[-1]])
+    assert sent <= world.parameters.bytes_up_per_client()
 
 
 def test_sizes_on_the_wire_depend_on_the_configuration_only(make_world: Any) -> None:
@@ -139,7 +203,8 @@ def test_every_honest_frame_is_read_and_remembered(world: Any, frames: list[byte
         assert first == second
         assert data[12:-64] == first.payload
     assert {MessageType(int.from_bytes(data[6:8], "big")) for data in frames} == ALL - {
-        MessageType.TRANSCRIPT
+        MessageType.TRANSCRIPT,
+        MessageType.IDEAL,
     }
 
 
@@ -186,7 +251,10 @@ def test_unknown_and_missing_fields_are_refused_although_signed(
             reader.read(resign(world, data, data[12:-64] + b"\xc0"), ALL)
 
 
-@pytest.mark.parametrize(("field", "value"), [("round", 2**63), ("attempt", 2**32), ("round", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("round", 2**63), ("attempt", 2**32), ("round", -1), ("opened_at", 2**53), ("opened_at", -1)],
+)
 def test_integers_out_of_range_are_refused(
     world: Any, frames: list[bytes], field: str, value: int
 ) -> None:

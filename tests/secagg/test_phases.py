@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from privfedrl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, RoundAborted
-from privfedrl.secagg import ClientPhase, ServerPhase, Transcript
+from privfedrl.secagg import ClientPhase, IdealRecord, ServerPhase, Transcript
 from privfedrl.secagg.phases import CLIENT_TRANSITIONS, SERVER_COLLECTS, SERVER_NEXT
 from privfedrl.secagg.sizes import CLIENT_TYPES, MessageType
 
@@ -19,7 +19,10 @@ REACHED = [ClientPhase.ADVERTISED, ClientPhase.SHARED, ClientPhase.MASKED, Clien
 class _Forgetful:
     """A journal for the rehearsal whose frames the tests then play back."""
 
-    def spend(self, *spent: object) -> None:
+    def spend_masked(self, *spent: object) -> None:
+        """Accept everything."""
+
+    def spend_consistency(self, *spent: object, **how: object) -> None:
         """Accept everything."""
 
 
@@ -33,7 +36,26 @@ def frames(make_world: Any) -> dict[MessageType, bytes]:
         identity=session.world.coordinator,
         ledger_head=bytes(32),
     )
-    return {**every, MessageType.TRANSCRIPT: transcript.to_bytes()}
+    ideal = Transcript.sign(
+        IdealRecord(
+            task_id=b"t" * 32,
+            round=1,
+            attempt=0,
+            plan_digest=b"p" * 32,
+            model_digest=b"m" * 32,
+            registry_digest=session.world.registry.digest,
+            previous_transcript=bytes(32),
+            survivors=session.world.members(session.world.names),
+            vector=session.server.result().vector,
+        ),
+        identity=session.world.coordinator,
+        ledger_head=bytes(32),
+    )
+    return {
+        **every,
+        MessageType.TRANSCRIPT: transcript.to_bytes(),
+        MessageType.IDEAL: ideal.to_bytes(),
+    }
 
 
 def test_the_tables_lead_from_idle_to_done_without_a_fork() -> None:

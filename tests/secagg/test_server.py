@@ -18,9 +18,11 @@ from privfedrl.errors import (
 )
 from privfedrl.primitives import shamir
 from privfedrl.secagg import ServerPhase
+from privfedrl.secagg.messages import Advertise, config_digest, encode_frame
 from privfedrl.secagg.sizes import MessageType
 
 NAME = "agent-02"
+NOW = 1_800_000_000
 
 
 @pytest.mark.parametrize("ring_bits", [32, 64])
@@ -78,6 +80,77 @@ def test_one_config_goes_to_each_agent(world: Any) -> None:
     assert config.round_seed not in (bytes(32), b"")
     with pytest.raises(LocalProtocolError, match="start"):
         session.server.start(b"t" * 32, 1, 0, b"m" * 32, bytes(32))
+
+
+def test_a_clock_out_of_range_opens_no_round(world: Any) -> None:
+    for odd in (-1, 2**53, 1.5e9, True):
+        server = world.server(clock=lambda odd=odd: odd)
+        with pytest.raises(LocalProtocolError, match="opened_at"):
+            server.start(b"t" * 32, 1, 0, b"m" * 32, bytes(32))
+        assert server.phase is ServerPhase.IDLE
+
+
+def test_agents_that_are_not_valid_are_not_invited(make_world: Any) -> None:
+    past, future = (0, NOW - 1), (NOW + 1, 2 * NOW)
+    world = make_world(n=8, validity={NAME: past, "agent-05": future, "agent-06": (NOW, NOW)})
+    session = world.session()
+    invited = tuple(name for name in world.names if name not in (NAME, "agent-05"))
+    assert tuple(out.recipient for out in session.out) == invited
+    assert session.server.waiting_for == invited
+    stray = Advertise(
+        cfg=config_digest(session.out[0].data[12:-64]),
+        sender=NAME,
+        share_key=b"\x09" * 32,
+        mask_key=b"\x0a" * 32,
+    )
+    with pytest.raises(RemoteProtocolError, match="not expected"):
+        session.server.receive(encode_frame(stray, world.agents[NAME]))
+    result = session.run().server.result()
+    assert result.survivors == invited
+    assert (result.vector == world.ideal(invited)).all()
+
+
+def test_a_round_to_which_nobody_is_valid_ends_when_it_is_closed(make_world: Any) -> None:
+    names = make_world().names
+    session = make_world(validity=dict.fromkeys(names, (0, 1))).session()
+    assert session.out == []
+    assert session.server.waiting_for == ()
+    assert session.server.close_phase() == []
+    with pytest.raises(RoundAborted, match="ThresholdNotMet"):
+        session.server.result()
+
+
+def test_waiting_for_names_exactly_those_whose_answer_is_missing(make_world: Any) -> None:
+    """Through every phase: answers, refused frames, contradictions and dropouts."""
+    world = make_world(n=9)
+    session = world.session()
+    server, out_of_it = session.server, set()
+    while not server.finished:
+        phase, replies = server.phase, session.exchange()
+        missing = [world.parse(data).sender for data in replies]
+        assert server.waiting_for == tuple(sorted(missing))
+        session.out = []
+        for data in replies:
+            with pytest.raises(RemoteProtocolError):
+                server.receive(world.forge(data, cfg=b"z" * 32))
+            assert server.waiting_for == tuple(sorted(missing))
+            session.out += server.receive(data)
+            missing.remove(world.parse(data).sender)
+            if missing:
+                assert server.waiting_for == tuple(sorted(missing))
+                assert server.receive(data) == []  # a repeat is not an answer of somebody else
+                assert server.waiting_for == tuple(sorted(missing))
+            if phase is ServerPhase.COLLECT_CONSISTENCY and len(missing) == 3:
+                liar = missing.pop()
+                out_of_it.add(liar)
+                with pytest.raises(RemoteProtocolError, match="two different"):
+                    server.receive(world.forge(session.sent[liar][1], commitment=b"z" * 32))
+                assert server.waiting_for == tuple(sorted(missing))
+                replies[:] = [item for item in replies if world.parse(item).sender != liar]
+    result = server.result()
+    assert result.survivors == world.names  # its vector was in before it contradicted itself
+    assert (result.vector == world.ideal(world.names)).all()
+    assert not out_of_it & {out.recipient for out in session.out}
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,18 @@ What it cannot show: that the newest records were not left out, unless ``anchor`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from privfedrl.errors import ConfigurationError, PrivfedrlError
-from privfedrl.secagg import Registry, Transcript
+from privfedrl.secagg import Registry, RoundConfig, Transcript
 from privfedrl.secagg.transcript import IDEAL
 
 __all__ = ["CheckedRound", "TranscriptReport", "verify_transcripts"]
 
-_NO_DIGEST: Final = bytes(32)
+_NONE: Final = bytes(32)  # stands for no transcript and for no ledger head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class CheckedRound:
 
     Attributes:
         name: how the caller named the record. digest: SHA-256 of its bytes, hex.
+        previous: digest of the record that this one follows, hex; zeros for the first of a task.
+        opened_at: second at which the coordinator says it opened the round; None in ideal records.
         survivors: names whose vectors are in the sum, sorted.
         protection: "pairwise masking" or "no cryptographic protection".
         ledger_head: hex; None if the coordinator supplied none (zeros).
@@ -42,6 +45,8 @@ class CheckedRound:
     digest: str
     task_id: str | None = None
     plan_digest: str | None = None
+    previous: str | None = None
+    opened_at: int | None = None
     round: int | None = None
     attempt: int | None = None
     survivors: tuple[str, ...] | None = None
@@ -73,8 +78,6 @@ class TranscriptReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, strings, lists and None only."""
-        names = CheckedRound.__dataclass_fields__
-        rounds = [{name: getattr(one, name) for name in names} for one in self.rounds]
         return {
             "claim": "secagg-transcript",
             "ok": self.ok,
@@ -82,10 +85,7 @@ class TranscriptReport:
             "num_agents": self.num_agents,
             "head": self.head,
             "problems": list(self.problems),
-            "rounds": [
-                {name: list(value) if isinstance(value, tuple) else value for name, value in row}
-                for row in (one.items() for one in rounds)
-            ],
+            "rounds": [asdict(one) for one in self.rounds],
         }
 
 
@@ -116,50 +116,135 @@ def verify_transcripts(
         raise ConfigurationError("frames must hold at least one transcript")
     labels = [str(index) for index in range(len(frames))] if names is None else list(names)
     if len(labels) != len(frames):
-        raise ConfigurationError(f"names must be one per frame, got {len(labels)}")
-    rounds, follows = [], _NO_DIGEST if previous is None else previous
+        raise ConfigurationError(f"names must be one per frame, {len(frames)}, got {len(labels)}")
+    known, chain = sums or {}, _Chain(_NONE if previous is None else previous)
+    rounds = []
     for label, data in zip(labels, frames, strict=True):
-        transcript, checked = _read(label, data, registry)
+        transcript, found = _read(label, data, registry)
         if transcript is not None:
-            checked = _checked_by_itself(
-                checked, transcript, registry, follows, sums or {}, allow_ideal
-            )
-            follows = transcript.digest
-        rounds.append(checked)
-    linked = _check_neighbours(rounds)
-    known = {one.digest for one in linked}
-    absent = anchor is not None and anchor.hex() not in known
+            found = _and(_checked(found, transcript, registry, known), chain.problems(found))
+            if found.protection == IDEAL and not allow_ideal:
+                found = _and(found, [f"{IDEAL}: the coordinator saw every input"])
+        chain.follows = found.digest
+        rounds.append(found)
     return TranscriptReport(
         registry_digest=registry.digest.hex(),
         num_agents=len(registry.agents),
-        head=linked[-1].digest,
-        rounds=linked,
-        problems=(f"the anchor {anchor.hex()} is not among these records",)
-        if anchor is not None and absent
-        else (),
+        head=rounds[-1].digest,
+        rounds=tuple(rounds),
+        problems=_open_ends(anchor, known, rounds),
     )
 
 
 def _read(name: str, data: bytes, registry: Registry) -> tuple[Transcript | None, CheckedRound]:
     """Whatever can be read of a record before anything is verified."""
-    blank = CheckedRound(name=name, digest=_sha256(data))
+    found = CheckedRound(name=name, digest=hashlib.sha256(data).hexdigest())
     try:
         transcript = Transcript.from_bytes(data)
-        config = transcript.config
+        config, head = transcript.config, transcript.ledger_head
         found = replace(
-            blank,
+            found,
             task_id=config.task_id.hex(),
             plan_digest=config.plan_digest.hex(),
+            previous=config.previous_transcript.hex(),
+            opened_at=config.opened_at if isinstance(config, RoundConfig) else None,
             round=config.round,
             attempt=config.attempt,
             protection=transcript.protection,
-            ledger_head=None
-            if transcript.ledger_head == _NO_DIGEST
-            else transcript.ledger_head.hex(),
+            ledger_head=None if head == _NONE else head.hex(),
         )
+        if config.registry_digest == registry.digest:  # the bitmap means something
+            found = replace(found, survivors=transcript.survivors(registry))
+        return transcript, found
     except PrivfedrlError as error:
-        return None, replace(blank, problems=(f"not a transcript: {error}",))
+        return None, _and(found, [f"cannot be read: {error}"])
+
+
+def _and(found: CheckedRound, problems: list[str]) -> CheckedRound:
+    return replace(found, problems=(*found.problems, *problems)) if problems else found
+
+
+def _checked(
+    found: CheckedRound, transcript: Transcript, registry: Registry, sums: Mapping[int, Any]
+) -> CheckedRound:
+    """Everything that a record shows by itself: signatures, sets, quorums, and the sum if given."""
     try:
-        return transcript, replace(found, survivors=transcript.survivors(registry))
+        transcript.verify(registry)
     except PrivfedrlError as error:
-        return transcript, replace(found, problems=(f"survivors cannot be read: {error}",))
+        return _and(found, [f"does not hold up: {error}"])
+    total = sums.get(transcript.config.round)
+    if total is None:
+        return found
+    try:
+        transcript.verify_sum(total)
+    except PrivfedrlError:
+        return _and(found, ["the given sum is not the recorded one"])
+    return replace(found, sum_checked=True)
+
+
+class _Chain:
+    """What the records so far have claimed, and what a further one contradicts of it.
+
+    Attributes:
+        follows: digest of the record before, hex; whatever that was, its bytes have a digest.
+    """
+
+    __slots__ = ("_heads", "_last", "_rounds", "follows")
+
+    def __init__(self, previous: bytes) -> None:
+        self.follows = previous.hex()
+        self._last: CheckedRound | None = None
+        self._rounds: dict[tuple[str | None, int | None], str] = {}
+        self._heads: dict[str, str] = {}
+
+    def problems(self, found: CheckedRound) -> list[str]:
+        """Add a record that could be read; the contradictions in the order of the checks."""
+        problems = [*self._link(found), *self._order(found), *self._ledger(found)]
+        self._rounds.setdefault((found.task_id, found.round), found.name)
+        if found.ledger_head is not None:
+            self._heads.setdefault(found.ledger_head, found.name)
+        self._last = found
+        return problems
+
+    def _link(self, found: CheckedRound) -> list[str]:
+        claimed = found.previous or ""
+        if claimed == self.follows:
+            return []
+        expected = "nothing" if self.follows == _NONE.hex() else self.follows[:16]
+        hint = "; earlier records are missing or were not named" if self._last is None else ""
+        return [f"must follow {expected}, follows {claimed[:16]}{hint}"]
+
+    def _order(self, found: CheckedRound) -> list[str]:
+        last, problems = self._last, []
+        if last is None or last.round is None or found.round is None:
+            return []
+        for field in ("task_id", "plan_digest"):
+            if getattr(found, field) != getattr(last, field):
+                problems.append(f"is about another {field} than {last.name}")
+        twin = self._rounds.get((found.task_id, found.round))
+        if twin is not None:
+            problems.append(f"is a second survivor set for round {found.round}, after {twin}")
+        elif found.round < last.round:
+            problems.append(f"round {found.round} comes after round {last.round}")
+        times = found.opened_at, last.opened_at
+        if times[0] is not None and times[1] is not None and times[0] < times[1]:
+            problems.append(f"was opened at {times[0]}, before {last.name} at {times[1]}")
+        return problems
+
+    def _ledger(self, found: CheckedRound) -> list[str]:
+        if found.ledger_head is None:
+            return ["names no ledger head, though earlier records do"] if self._heads else []
+        twin = self._heads.get(found.ledger_head)
+        return [] if twin is None else [f"names the ledger head of {twin}: nothing was charged"]
+
+
+def _open_ends(
+    anchor: bytes | None, sums: Mapping[int, Any], rounds: list[CheckedRound]
+) -> tuple[str, ...]:
+    """What was named by the caller and is not there."""
+    problems = []
+    if anchor is not None and anchor.hex() not in {one.digest for one in rounds}:
+        problems.append(f"the anchor {anchor.hex()[:16]} is not among these records")
+    if lost := sorted(set(sums) - {one.round for one in rounds}):
+        problems.append(f"a sum was given for round {lost[0]}, which has no record")
+    return tuple(problems)

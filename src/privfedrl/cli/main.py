@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from privfedrl.cli import ledger, plan, statement, train, version
+from privfedrl.cli import audit, keys, ledger, plan, registry, statement, train, version
 
 __all__ = ["app", "run"]
 
@@ -18,6 +18,9 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.add_typer(plan.app, name="plan")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(keys.app, name="keys")
+app.add_typer(registry.app, name="registry")
+app.add_typer(audit.app, name="audit")
 app.command("statement")(statement.statement)
 app.command("version")(version.version)
 

@@ -29,9 +29,11 @@ from privfedrl.primitives.random import Clock, Entropy, system_clock, system_ent
 from privfedrl.privacy import Charge, Ledger
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.secagg import (
+    Edges,
     Identity,
     Journal,
     Outgoing,
+    OwnEdges,
     Registry,
     RoundConfig,
     SecAggClient,
@@ -61,6 +63,8 @@ class Agent:
         journal: durable record of single-use steps. It must outlive the process.
         entropy: source of keys, masks and noise; the system's unless a test says otherwise.
         clock: seconds since 1970-01-01 UTC, read once when a round is opened.
+        edges: how masks are computed: ``OwnEdges(threads=...)`` for long vectors. A simulation
+            shares work through it; a deployment must not.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Agent:
         experience: Experience | None = None,
         entropy: Entropy = system_entropy,
         clock: Clock = system_clock,
+        edges: Edges | None = None,
     ) -> None:
         if plan.protection.kind == "none":
             raise ConfigurationError(
@@ -91,6 +96,7 @@ class Agent:
         self._journal = journal
         self._entropy = entropy
         self._clock = clock
+        self._edges = OwnEdges() if edges is None else edges
         self._client: SecAggClient | None = None
         self._reservation: int | None = None
         self._config: RoundConfig | None = None
@@ -163,6 +169,7 @@ class Agent:
             journal=self._journal,
             entropy=self._entropy,
             clock=clock,
+            edges=self._edges,
         )
 
     def _verified(self, signed: bytes, parameters: NDArray[np.float64], now: int) -> RoundConfig:

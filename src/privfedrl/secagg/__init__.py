@@ -9,7 +9,7 @@ of their own. ``audits/proofs/pairwise_masking.md`` states what is assumed and w
 
 from privfedrl.secagg.agreement import read_config
 from privfedrl.secagg.client import SecAggClient
-from privfedrl.secagg.edges import SharedEdges
+from privfedrl.secagg.edges import Edges, OwnEdges, SharedEdges
 from privfedrl.secagg.graph_parameters import GraphParameters, graph_parameters
 from privfedrl.secagg.ideal import ideal_sum
 from privfedrl.secagg.identity import Identity, Registry, RegistryEntry
@@ -24,12 +24,14 @@ from privfedrl.secagg.transcript import IdealRecord, RoundRecord, Transcript
 __all__ = [
     "AbortCode",
     "ClientPhase",
+    "Edges",
     "GraphParameters",
     "IdealRecord",
     "Identity",
     "Journal",
     "MemoryJournal",
     "Outgoing",
+    "OwnEdges",
     "Participation",
     "Registry",
     "RegistryEntry",

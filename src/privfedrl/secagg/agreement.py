@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from privfedrl.errors import (
@@ -43,6 +44,7 @@ __all__ = [
     "check_subset",
     "check_time",
     "commitment",
+    "feasible",
     "members_of",
     "proved_root",
     "read_config",
@@ -256,11 +258,14 @@ def read_roster(
         floor=parameters.floor,
         code=AbortCode.ROSTER_MISMATCH,
     )
-    topology = _feasible(parameters, len(members))
+    if members.mask & ~_valid_mask(registry, config.opened_at):
+        raise abort(
+            AbortCode.UNKNOWN_IDENTITY, "the roster names somebody who is not valid at opened_at"
+        )
+    topology = feasible(parameters, len(members))
     suite = suite_of(config.suite)
     adverts = [
-        _read_advert(frame, cfg=cfg, config=config, suite=suite, reader=reader, registry=registry)
-        for frame in message.adverts
+        _read_advert(frame, cfg=cfg, suite=suite, reader=reader) for frame in message.adverts
     ]
     names = [advert.sender for advert in adverts]
     if names != sorted(set(names)):
@@ -288,7 +293,13 @@ def read_roster(
     return cohort
 
 
-def _feasible(parameters: SecAggParameters, roster_size: int) -> Topology:
+def feasible(parameters: SecAggParameters, roster_size: int) -> Topology:
+    """The topology of a roster of that size, if it keeps what the parameters promise.
+
+    Raises:
+        RoundAborted: no graph meets the bounds, it takes more neighbours than frames have room
+            for, or it lets fewer than min_honest honest clients be isolated.
+    """
     try:
         topology = parameters.topology(roster_size)
     except ConfigurationError as error:
@@ -308,22 +319,20 @@ def _feasible(parameters: SecAggParameters, roster_size: int) -> Topology:
     return topology
 
 
-def _read_advert(
-    frame: bytes,
-    *,
-    cfg: bytes,
-    config: RoundConfig,
-    suite: Suite,
-    reader: FrameReader,
-    registry: Registry,
-) -> Advertise:
+@lru_cache(maxsize=4)
+def _valid_mask(registry: Registry, when: int) -> int:
+    """Who is valid then, as a mask; the many clients of a simulation ask for the same one."""
+    agents = registry.agents
+    valid = (index for index, name in enumerate(agents) if registry.valid_at(name, when))
+    return Members.of(valid, len(agents)).mask
+
+
+def _read_advert(frame: bytes, *, cfg: bytes, suite: Suite, reader: FrameReader) -> Advertise:
     try:
         advert: Advertise = reader.read(frame, frozenset({MessageType.ADVERTISE})).message
         check_advert(advert, cfg=cfg, suite=suite)
     except ProtocolError as error:
         raise abort(AbortCode.BAD_SIGNATURE, f"an advert was refused: {error}") from error
-    if not registry.valid_at(advert.sender, config.opened_at):
-        raise abort(AbortCode.UNKNOWN_IDENTITY, f"{advert.sender} is not valid at opened_at")
     return advert
 
 

@@ -447,7 +447,10 @@ class SecAggClient:
                 model_digest=config.model_digest,
                 members=survivors.to_bytes(),
             ),
-            floor=0 if scope == "off" else self._parameters.min_honest,
+            # colluding clients can be subtracted from a group, so they do not count
+            floor=0
+            if scope == "off"
+            else self._parameters.min_honest + self._parameters.max_colluding,
             scope="model" if scope == "off" else scope,
         )
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from privfedrl.errors import LocalProtocolError
+from privfedrl.errors import ConfigurationError, LocalProtocolError
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.suite import Suite
@@ -68,9 +68,19 @@ class Edges(Protocol):
 
 
 class OwnEdges:
-    """The edges of one client that trusts nobody: every end computes everything itself."""
+    """The edges of one client that trusts nobody: every end computes everything itself.
 
-    __slots__ = ()
+    Args:
+        threads: at most so many slices of a vector are masked at once; pays from about 250,000
+            words. The result is the same.
+    """
+
+    __slots__ = ("_threads",)
+
+    def __init__(self, *, threads: int = 1) -> None:
+        if threads < 1:
+            raise ConfigurationError(f"threads must be >= 1, got {threads}")
+        self._threads = threads
 
     def agree(self, pair: KeyPair, peer_public: bytes) -> bytes:
         return pair.agree(peer_public)
@@ -92,7 +102,9 @@ class OwnEdges:
         self_key: bytes,
     ) -> None:
         keys = (*add.values(), self_key)
-        suite.apply_keystreams(vector, add=keys, subtract=tuple(subtract.values()))
+        suite.apply_keystreams(
+            vector, add=keys, subtract=tuple(subtract.values()), threads=self._threads
+        )
 
     def verified(self, registry_digest: bytes) -> dict[bytes, Any]:
         return {}

@@ -38,8 +38,8 @@ MAX_NODES: Final = 1 << 17
 """Beyond this the search for offsets takes seconds; the shares of one owner end earlier."""
 
 _PROPOSALS: Final = 4096
-"""Exchanges of one offset that are tried: brings lambda to within 1.0 to 1.5 of 2 sqrt(k - 1); ten
-times as many gain some 3 %."""
+"""Exchanges of one offset that are tried: lambda then is 0.8 to 1.7 times the 2 sqrt(k - 1) of a
+random regular graph for n up to 100,000. The search costs 0.1 s for n = 10,000."""
 
 _UNIT: Final = 1 << 30
 """Cosines are rounded to this grid and summed as integers: the search then takes the same path on
@@ -260,7 +260,8 @@ def _cosines(num_clients: int) -> Indices:
     """2 cos(2 pi j / n) in units of 1/_UNIT, j = 0 .. n - 1, exactly symmetric."""
     index = np.arange(num_clients)
     angles = np.minimum(index, num_clients - index) * (2 * np.pi / num_clients)
-    return np.rint(2 * _UNIT * np.cos(angles)).astype(np.int64)
+    rounded: Indices = np.rint(2 * _UNIT * np.cos(angles)).astype(np.int64)
+    return rounded
 
 
 def _check_nodes(num_clients: int) -> None:

@@ -305,9 +305,12 @@ class _Bounds:
         return (degree + count + 1) // 2 if self.malicious else count
 
     def _screen_privacy(self, degree: int, least: int) -> int:
-        """Some a' <= a: steps over values at which a single term of the tail is too likely."""
+        """Some a' <= a: steps over counts whose tail is plainly too likely."""
         log_limit = -math.log(self.n) - (self.sigma + 1) * math.log(2) + _MARGIN
-        return _beyond(self.n - 1, self.c, degree, least, log_limit)
+        least = max(least, (degree + 1) * (self.c + 1) // (self.n + 1))
+        while _too_likely(self.n - 1, self.c, degree, least, log_limit):
+            least += 1
+        return least
 
     def _hopeless(self, degree: int, threshold: int) -> bool:
         """Whether E2 or E3 is missed by far at this or any larger threshold."""
@@ -315,8 +318,7 @@ class _Bounds:
         if threshold > degree:
             return True
         log_limit = -math.log(n) - self.eta * math.log(2) + _MARGIN
-        losses = degree - threshold + 1
-        if _beyond(n - 1, self.d, degree, losses, log_limit) > losses:
+        if _too_likely(n - 1, self.d, degree, degree - threshold + 1, log_limit):
             return True
         if marked < degree:
             return False
@@ -356,17 +358,17 @@ def _tail(population: int, marked: int, draws: int, least: int) -> int:
     return total
 
 
-def _beyond(population: int, marked: int, draws: int, least: int, log_limit: float) -> int:
-    """The first count >= least, above the mode, whose tail is not plainly above exp(log_limit).
+def _too_likely(population: int, marked: int, draws: int, count: int, log_limit: float) -> bool:
+    """Whether plainly P[HG >= count] > exp(log_limit).
 
-    Every count that is stepped over has P[HG >= count] > exp(log_limit): up to the mode, because
-    the tail holds the likeliest of at most draws + 1 values; above it, by its first terms.
+    Up to the mode the tail holds the likeliest of at most draws + 1 values; above it, a lower bound
+    decides, first by one term and then by more.
     """
-    mode = (draws + 1) * (marked + 1) // (population + 2)
-    count = max(least, mode + 1)
-    while _log_tail(population, marked, draws, count) > log_limit:
-        count += 1
-    return count
+    if count <= (draws + 1) * (marked + 1) // (population + 2):
+        return True
+    if _log_probability(population, marked, draws, count) > log_limit:
+        return True
+    return _log_tail(population, marked, draws, count) > log_limit
 
 
 def _log_tail(population: int, marked: int, draws: int, least: int) -> float:

@@ -35,7 +35,7 @@ class Members:
     @classmethod
     def of(cls, indices: Iterable[int], num_agents: int) -> Members:
         """The set of ``indices``, each from 0 to num_agents - 1."""
-        bits = np.zeros(8 * members_bytes(num_agents), np.uint8)
+        bits = np.zeros(num_agents, np.uint8)  # padded to whole bytes when packed
         bits[list(indices)] = 1
         packed = np.packbits(bits, bitorder="little").tobytes()
         return cls(int.from_bytes(packed, "little"), num_agents)

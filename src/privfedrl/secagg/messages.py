@@ -291,8 +291,8 @@ _STRUCTS: Final[dict[MessageType, type[Any]]] = {
     MessageType.TRANSCRIPT: TranscriptBody,
     MessageType.IDEAL: IdealBody,
 }
-_SHOWN: Final = frozenset({MessageType.ADVERTISE, MessageType.CONSISTENCY})
-"""Small frames of clients that the coordinator shows to others: read more than once."""
+_SHOWN: Final = frozenset({MessageType.CONFIG, MessageType.ADVERTISE, MessageType.CONSISTENCY})
+"""Small frames that many see: read more than once."""
 _TYPES: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(row) for kind, row in _STRUCTS.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()

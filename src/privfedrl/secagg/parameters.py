@@ -125,8 +125,8 @@ class SecAggParameters:
             an individual update.
         graph: None for the complete graph.
         differencing: whether a client refuses a survivor set that, with earlier ones, isolates
-            fewer than min_honest clients: over the rounds of one "model", of the whole "task", or
-            "off" where noise covers it (see ``participation``).
+            fewer than min_honest + max_colluding clients: over the rounds of one "model", of the
+            whole "task", or "off" where noise covers it (see ``participation``).
     Raises:
         ConfigurationError: with one line per problem in ``problems``.
     """

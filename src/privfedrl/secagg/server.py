@@ -29,6 +29,7 @@ from privfedrl.secagg.agreement import (
     abort,
     check_advert,
     check_pinned,
+    feasible,
     shared_digest,
     sum_digest,
     survivors_digest,
@@ -390,7 +391,7 @@ class SecAggServer:
             suite=DEFAULT_SUITE,
             registry=self._registry,
             members=members,
-            topology=self._parameters.topology(len(members)),
+            topology=feasible(self._parameters, len(members)),
             root=tree.root,
             adverts=[answers[name].value for name in names],
         )
@@ -529,7 +530,8 @@ class SecAggServer:
     def _answered(self, kind: MessageType, floor: int) -> tuple[str, ...]:
         """Who answered, sorted, and from now on expected; too few of them end the round."""
         names = tuple(sorted(self._answers[kind]))
-        threshold = self._parameters.threshold
+        cohort = self._now.cohort
+        threshold = min(floor, self._parameters.threshold) if cohort is None else cohort.threshold
         if len(names) < threshold:
             raise abort(
                 AbortCode.THRESHOLD_NOT_MET,
@@ -594,7 +596,7 @@ def _check_arguments(config: RoundConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, bytes) or len(value) != DIGEST_BYTES:
             raise LocalProtocolError(f"{name} must be {DIGEST_BYTES} bytes")
-    for name, bits in (("round", 63), ("attempt", 32)):
+    for name, bits in (("round", 63), ("attempt", 32), ("opened_at", 53)):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**bits:
             raise LocalProtocolError(f"{name} must be an integer from 0 to 2^{bits} - 1")

@@ -149,6 +149,6 @@ def frame_limit(message_type: MessageType, limits: Limits) -> int:
             sets = 3 * members + 2 * _bin(32 * n)
             return _AROUND + 2 + _NAME + _bin(_CONFIG) + frames + sets + 2 * _DIGEST
         case MessageType.IDEAL:
-            # task, round, attempt, four pins, sum and head; a literal of 32 characters
-            return _AROUND + 3 + _NAME + 7 * _DIGEST + 9 + 5 + members + 2 + 32
+            # task, round, attempt, four pins, sum and head; a literal of 27 characters
+            return _AROUND + 2 + _NAME + 7 * _DIGEST + 9 + 5 + members + 1 + 27
     raise AssertionError("unreachable")

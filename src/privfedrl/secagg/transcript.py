@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from privfedrl.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -28,6 +30,7 @@ from privfedrl.secagg.agreement import (
     Cohort,
     SignedSet,
     check_advert,
+    feasible,
     members_of,
     shared_digest,
     sum_digest,
@@ -227,6 +230,10 @@ class Transcript:
         if isinstance(body, IdealBody):
             expected = _ideal_digest(body.task_id, body.round, body.attempt, vector)
         else:
+            parameters = _parameters(_config(body))
+            form = np.dtype(f"uint{parameters.ring_bits}"), (parameters.vector_length,)
+            if (vector.dtype.newbyteorder("="), vector.shape) != form:
+                raise AuthenticationFailed
             expected = sum_digest(_cfg(body), _little_endian(vector))
         if expected != body.sum_digest:
             raise AuthenticationFailed
@@ -321,16 +328,12 @@ def _cohort(
     keys = {key for advert in adverts for key in (advert.share_key, advert.mask_key)}
     if len(keys) != 2 * len(adverts):
         raise RemoteProtocolError("two keys of the roster are equal")
-    try:
-        topology = parameters.topology(len(members))
-    except ConfigurationError as error:
-        raise RemoteProtocolError(f"the roster's size is infeasible: {error}") from error
     return Cohort.of(
         cfg=cfg,
         suite=suite,
         registry=registry,
         members=members,
-        topology=topology,
+        topology=feasible(parameters, len(members)),
         root=merkle_root(body.adverts),
         adverts=adverts,
     )

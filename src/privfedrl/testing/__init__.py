@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         play,
     )
     from privfedrl.testing.pairwise import PairwiseAdapter
-    from privfedrl.testing.replay import draw_vectors, judge, replay
+    from privfedrl.testing.replay import draw_vectors, judge
     from privfedrl.testing.strategies import (
         cohorts,
         delivery_schedules,
@@ -76,7 +76,6 @@ __all__ = [
     "over_transport",
     "play",
     "play_over",
-    "replay",
     "updates",
     "violations",
 ]
@@ -102,7 +101,24 @@ _LAZY = {
     "over_transport": "transport",
     "play": "network",
     "play_over": "transport",
-    "replay": "replay",
     "updates": "strategies",
     "violations": "invariants",
 }
+_EXTRA = "hypothesis"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != _EXTRA:
+            raise
+        raise MissingExtraError(_EXTRA, extra="testing") from error
+    globals()[name] = value  # later look-ups skip this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

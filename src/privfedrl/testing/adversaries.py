@@ -19,6 +19,8 @@ from privfedrl.testing.scene import Party, Scene
 
 __all__ = [
     "Recording",
+    "ToClients",
+    "ToServer",
     "Track",
     "equivocate",
     "forge",
@@ -26,8 +28,15 @@ __all__ = [
     "poke",
     "record",
     "reveal_leg",
+    "undisturbed",
     "vector_leg",
 ]
+
+ToClients = Callable[[int, Packet], list[Packet]]
+"""(leg, honest packet) -> what its recipient gets first."""
+
+ToServer = Callable[[int, list[Packet]], list[Packet]]
+"""(leg, honest answers) -> what the server gets first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,14 +121,11 @@ def poke(
     server: Party,
     clients: Mapping[str, Party],
     *,
-    to_clients: Callable[[int, Packet], list[Packet]] | None = None,
-    to_server: Callable[[int, list[Packet]], list[Packet]] | None = None,
+    to_clients: ToClients | None = None,
+    to_server: ToServer | None = None,
 ) -> None:
     """Run an honest round in which hostile packets arrive just before each honest one.
 
-    Args:
-        to_clients: (leg, honest packet) -> what its recipient gets first.
-        to_server: (leg, honest answers) -> what the server gets first.
     An answer to a hostile packet counts like any other: a party that took one for the honest one
     has to end up with the same sum.
     """
@@ -151,6 +157,7 @@ def equivocate(
     changes: Mapping[str, Any] | None = None,
     ask_both: bool = False,
     cross: bool = False,
+    lax: bool = False,
 ) -> tuple[Track, Track]:
     """A server that shows one part of the clients another round than the other part.
 
@@ -163,11 +170,12 @@ def equivocate(
             followers', who have been told so too.
         ask_both: everybody also gets the other server's packets, after those of its own.
         cross: each server also gets the answers that were meant for the other one.
+        lax: servers that go on below every floor and threshold.
     """
     other = dict(changes or {})
     split = leg < 0
-    first = Track(scene.server(), {})
-    second = Track(scene.server(**other), {})
+    first = Track(scene.server(lax=lax), {})
+    second = Track(scene.server(lax=lax, **other), {})
     for name in scene.names:
         given = other if split and name in followers else {}
         honest = name not in colluders
@@ -214,3 +222,20 @@ def _two_views(scene: Scene, tracks: tuple[Track, Track], *, ask_both: bool, cro
         extra = answers[1 - place] if cross else []
         ended = scene.finished(track.server)
         track.waiting = [] if ended else scene.collect(track.server, [*answers[place], *extra])
+
+
+def undisturbed(
+    bench: Bench,
+    what: str,
+    *,
+    to_clients: ToClients | None = None,
+    to_server: ToServer | None = None,
+    scene: Scene | None = None,
+    **changes: Any,
+) -> Scene:
+    """An honest round with hostile bytes before each packet has to give the sum over all."""
+    stage = bench.scene() if scene is None else scene
+    server, clients = stage.server(**changes), stage.clients(**changes)
+    poke(stage, server, clients, to_clients=to_clients, to_server=to_server)
+    bench.expect_sum(stage, server, stage.names, what)
+    return stage

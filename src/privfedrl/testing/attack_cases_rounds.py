@@ -6,7 +6,7 @@ residues, A17 wrong shares, A18 dropouts, A20 side releases, A22 release without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, Final
@@ -17,7 +17,7 @@ from scipy import stats
 
 from privfedrl.errors import BudgetExceeded
 from privfedrl.testing.adapter import Claim, Packet, RingVector
-from privfedrl.testing.adversaries import forge, record, reveal_leg, vector_leg
+from privfedrl.testing.adversaries import record, vector_leg
 from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable, claims
 from privfedrl.testing.scene import Party, Scene
 
@@ -91,22 +91,19 @@ def _unrelated(bench: Bench, left: RingVector, right: RingVector, what: str) -> 
 
 
 def restart(bench: Bench) -> None:
-    """A client restarted from its disk is led through the round again, with another input too."""
+    """Clients restarted from their disks are led through the round again, with new inputs too."""
     legs = len(record(bench.scene()).out)
     for stop in range(1, legs + 1):
         for salt, seed in ((0, b"seed"), (1, b"fresh entropy")):
             scene = bench.scene()
             first, second = scene.server(), scene.server(seed=seed)
-            clients = scene.clients()
-            scene.run(first, clients, legs=stop)
-            target = scene.names[0]
-            again = scene.client(target, vector=scene.vector(target, salt), seed=seed)
-            fresh = {
-                name: scene.client(name, honest=False, store=f"{name}/copy")
-                for name in scene.names[1:]
+            scene.run(first, scene.clients(), legs=stop)
+            restarted = {
+                name: scene.client(name, vector=scene.vector(name, salt), seed=seed)
+                for name in scene.names
             }
-            scene.run(second, fresh | {target: again})
-            bench.judge(scene, f"a client restarted after {stop} of {legs} legs")
+            scene.run(second, restarted)
+            bench.judge(scene, f"all clients restarted after {stop} of {legs} legs")
 
 
 _REWINDS: Final[tuple[tuple[dict[str, Any], dict[str, Any]], ...]] = (
@@ -199,132 +196,6 @@ def wrapping_inputs(bench: Bench) -> None:
             bench.expect_sum(scene, server, clients, f"all inputs 2^{bits} - {2**bits - value}")
 
 
-def forged_vectors(bench: Bench) -> None:
-    """A client sends a masked vector of another length."""
-    lies: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-        ("too short", lambda v: v[:-1]),
-        ("too long", lambda v: np.append(v, v[:1])),
-        ("empty", lambda v: v[:0]),
-    )
-    for what, lie in lies:
-        scene, liar = bench.scene(), bench.scene().names[0]
-        server, clients = scene.server(), scene.clients()
-        leg = vector_leg(bench, record(bench.scene()))
-        scene.run(server, clients, carry=_lying(bench, scene, leg, {liar}, vector=lie))
-        others = set(scene.names) - {liar}
-        bench.expect_sum(scene, server, others, f"a masked vector that is {what}")
-
-
-def _lying(
-    bench: Bench, scene: Scene, leg: int, liars: set[str], **lies: Callable[[Any], Any]
-) -> Callable[[int, list[Packet]], list[Packet]]:
-    """What arrives if ``liars`` forge their answers of one leg; what cannot be written is lost."""
-
-    def carry(number: int, answers: list[Packet]) -> list[Packet]:
-        if number != leg:
-            return answers
-        return [packet for answer in answers for packet in maybe(answer)]
-
-    def maybe(answer: Packet) -> Iterator[Packet]:
-        if answer.sender not in liars:
-            yield answer
-            return
-        try:
-            yield forge(bench, scene, answer, **lies)
-        except ValueError:
-            return
-
-    return carry
-
-
-# A17: shares
-
-_SHARE_LIES: Final[tuple[tuple[str, Callable[[Any], Any]], ...]] = (
-    ("one bit wrong", lambda shares: (_flipped(shares[0]), *shares[1:])),
-    ("all zero", lambda shares: tuple(bytes(len(share)) for share in shares)),
-    ("all ones", lambda shares: tuple(b"\xff" * len(share) for share in shares)),
-    ("one repeated", lambda shares: (shares[0],) * len(shares)),
-    ("in another order", lambda shares: shares[::-1]),
-    ("too few", lambda shares: shares[:-1]),
-    ("too many", lambda shares: (*shares, shares[0])),
-    ("none", lambda shares: ()),
-    ("cut short", lambda shares: (shares[0][:-1], *shares[1:])),
-)
-
-
-def _flipped(share: bytes) -> bytes:
-    return bytes([share[0] ^ 1]) + share[1:]
-
-
-def wrong_shares(bench: Bench) -> None:
-    """One or more clients reveal wrong shares, with and without dropped clients."""
-    leg = reveal_leg(bench, record(bench.scene()))
-    before = vector_leg(bench, record(bench.scene()))
-    names = bench.scene().names
-    for what, lie in _SHARE_LIES:
-        for liars in ({names[0]}, {names[-1]}, set(names[1:3]), set(names)):
-            for drop in ({}, {names[3]: before}):
-                scene = bench.scene()
-                server, clients = scene.server(), scene.clients()
-                carry = _lying(bench, scene, leg, liars, shares=lie)
-                scene.run(server, clients, drop=drop, carry=carry)
-                bench.judge(scene, f"shares {what}, {len(liars)} liars")
-
-
-def outvoted_liar(bench: Bench) -> None:
-    """One wrong answer among six is noticed and left out; the sum is there all the same."""
-    leg = reveal_leg(bench, record(bench.scene()))
-    for liar in bench.sample(bench.scene().names, 2):
-        for what, lie in _SHARE_LIES[:3]:
-            scene = bench.scene()
-            server, clients = scene.server(), scene.clients()
-            scene.run(server, clients, carry=_lying(bench, scene, leg, {liar}, shares=lie))
-            bench.expect_sum(scene, server, clients, f"one client's shares {what}")
-
-
-def wrong_boxes(bench: Bench) -> None:
-    """A client deals damaged, repeated or too few encrypted shares."""
-    lies: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-        ("damaged", lambda boxes: tuple(_flipped(box) for box in boxes)),
-        ("one damaged", lambda boxes: (_flipped(boxes[0]), *boxes[1:])),
-        ("repeated", lambda boxes: (boxes[0],) * len(boxes)),
-        ("in another order", lambda boxes: boxes[::-1]),
-        ("too few", lambda boxes: boxes[:-1]),
-        ("none", lambda boxes: ()),
-        ("empty", lambda boxes: tuple(b"" for _ in boxes)),
-    )
-    leg, field = _dealing(bench), "sealed"
-    for what, lie in lies:
-        _dealt_wrong(bench, leg, what, **{field: lie})
-
-
-def wrong_commitment(bench: Bench) -> None:
-    """A client commits to another self mask than the one it uses."""
-    leg = _dealing(bench)
-    _dealt_wrong(bench, leg, "commitment wrong", commitment=lambda value: _flipped(value))
-    _dealt_wrong(bench, leg, "commitment zero", commitment=lambda value: bytes(len(value)))
-
-
-def _dealing(bench: Bench) -> int:
-    """The leg whose answers hold encrypted shares."""
-    recording = record(bench.scene())
-    for leg, answers in enumerate(recording.answers):
-        if bench.adapter.forge(recording.server.spec, answers[0], sealed=lambda boxes: boxes):
-            return leg
-    raise NotApplicable("the adapter cannot forge encrypted shares")
-
-
-def _dealt_wrong(bench: Bench, leg: int, what: str, **lies: Callable[[Any], Any]) -> None:
-    for drop_liar in (False, True):
-        scene = bench.scene()
-        liar = scene.names[2]
-        server = scene.server()
-        clients = scene.clients() | {liar: scene.client(liar, honest=False)}
-        drop = {liar: leg + 1} if drop_liar else {}
-        scene.run(server, clients, drop=drop, carry=_lying(bench, scene, leg, {liar}, **lies))
-        bench.judge(scene, f"shares dealt: {what}")
-
-
 # A18: dropouts
 
 
@@ -370,11 +241,15 @@ def any_order(bench: Bench) -> None:
     for order in (1, -1):
         scene = bench.scene()
         server, clients = scene.server(), scene.clients()
-        scene.run(server, clients, carry=lambda _, answers, order=order: answers[::order])  # type: ignore[misc]  # mypy infers no type for a default argument
+        scene.run(server, clients, carry=_in_order(order))
         total = bench.expect_sum(scene, server, clients, "answers in another order").total
         sent = sorted((packet.recipient, packet.data) for packet in server.sent)
         seen.append((total.tolist(), sent, bench.adapter.transcript(server.handle)))
     bench.expect(seen[0] == seen[1], "the order of arrival changes what the server says")
+
+
+def _in_order(step: int) -> Callable[[int, list[Packet]], list[Packet]]:
+    return lambda _, answers: answers[::step]
 
 
 # A20 and A22: side releases
@@ -455,7 +330,6 @@ def _charging(scene: Scene, name: str, charges: dict[str, int], *, refuse: bool)
 
 
 _SUM: Final = claims(Claim.EXACT_SUM)
-_SHARES: Final = claims(Claim.EXACT_SUM, Claim.BAD_SHARES)
 _DROPOUTS: Final = claims(Claim.EXACT_SUM, Claim.DROPOUTS)
 
 ROUND_ATTACKS: Final = (
@@ -500,36 +374,6 @@ ROUND_ATTACKS: Final = (
         title="large residues spoil the sum",
         needs=_SUM,
         run=wrapping_inputs,
-    ),
-    Attack(
-        id="A15-lengths",
-        title="a masked vector of another length spoils the sum",
-        needs=claims(Claim.EXACT_SUM, Claim.TYPED_ERRORS, Claim.DROPOUTS),
-        run=forged_vectors,
-    ),
-    Attack(
-        id="A17-shares",
-        title="wrong, repeated, missing or misshapen shares change the sum",
-        needs=_SHARES,
-        run=wrong_shares,
-    ),
-    Attack(
-        id="A17-outvoted",
-        title="one liar is enough to stop the round",
-        needs=_SHARES,
-        run=outvoted_liar,
-    ),
-    Attack(
-        id="A17-boxes",
-        title="wrongly dealt shares change the sum",
-        needs=_SHARES,
-        run=wrong_boxes,
-    ),
-    Attack(
-        id="A17-commitment",
-        title="a wrong commitment changes the sum",
-        needs=_SHARES,
-        run=wrong_commitment,
     ),
     Attack(
         id="A18-dropouts",

@@ -18,8 +18,7 @@ from privfedrl.testing.scene import Party, Scene
 
 __all__ = ["VIEW_ATTACKS"]
 
-_OTHER_MODEL: Final = b"n" * 32
-_OTHER_PLAN: Final = b"q" * 32
+_ELSEWHERE: Final[tuple[dict[str, Any], ...]] = ({"model": b"n" * 32}, {"plan": b"q" * 32})
 _STRICT: Final = {"num_clients": 7, "min_clients": 6, "min_honest": 4}
 """A round with room below its floors, so that a weaker server could open something."""
 _WEAKER: Final[tuple[dict[str, Any], ...]] = (
@@ -54,7 +53,7 @@ def _sides(bench: Bench, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 def split_models(bench: Bench) -> None:
     """Some clients are given another model or plan; all answers go into both sums."""
-    for changes in ({"model": _OTHER_MODEL}, {"plan": _OTHER_PLAN}):
+    for changes in _ELSEWHERE:
         for ask_both in (False, True):
             for side in _sides(bench, bench.scene().names):
                 scene = bench.scene()
@@ -64,7 +63,7 @@ def split_models(bench: Bench) -> None:
 
 def crafted_model(bench: Bench) -> None:
     """Clients that hold one model are sent a round for another one."""
-    for changes in ({"model": _OTHER_MODEL}, {"plan": _OTHER_PLAN}):
+    for changes in _ELSEWHERE:
         scene = bench.scene()
         server = scene.server(**changes)
         scene.run(server, scene.clients())
@@ -143,6 +142,60 @@ def below_the_floor(bench: Bench) -> None:
             if server is not None:
                 scene.run(server, scene.clients(names[:present]))
                 bench.judge(scene, f"{present} of {len(names)} clients")
+
+
+def lax_server(bench: Bench) -> None:
+    """A server that goes on below every floor; clients leave before each leg until few are left."""
+    legs = len(record(bench.scene()).out)
+    names = bench.scene().names
+    for leg in range(legs):
+        for present in bench.sample(range(1, len(names)), 5):
+            scene = bench.scene()
+            server = _lax_server(scene)
+            gone = dict.fromkeys(names[present:], leg)
+            scene.run(server, scene.clients(), drop=gone)
+            bench.judge(scene, f"{present} stay after leg {leg}, and the server goes on")
+
+
+def _lax_server(scene: Scene) -> Party:
+    try:
+        return scene.server(lax=True)
+    except LookupError as error:
+        raise NotApplicable(str(error)) from error
+
+
+def lax_views(bench: Bench) -> None:
+    """Two views after each leg by servers that go on below every threshold."""
+    recording = record(bench.scene())
+    _lax_server(bench.scene())
+    names = bench.scene().names
+    for leg in range(vector_leg(bench, recording), len(recording.out) - 1):
+        for side in (names[-3:], names[-1:]):
+            for colluding in (0, 1):
+                scene = bench.scene()
+                colluders = names[1 : 1 + colluding]
+                equivocate(
+                    scene,
+                    leg=leg,
+                    hidden=set(names[:1]),
+                    followers=side,
+                    colluders=colluders,
+                    lax=True,
+                )
+                bench.judge(scene, f"two views after leg {leg}, {len(side)} see the second")
+
+
+def lax_both_shares(bench: Bench) -> None:
+    """Everybody is shown both views by servers that go on without agreement."""
+    recording = record(bench.scene())
+    reveal_leg(bench, recording)
+    _lax_server(bench.scene())
+    leg, names = vector_leg(bench, recording), bench.scene().names
+    for followers in ((), names, names[::2]):
+        scene = bench.scene()
+        hidden = set(names[-1:])
+        equivocate(scene, leg=leg, hidden=hidden, followers=followers, ask_both=True, lax=True)
+        bench.judge(scene, "both views of the survivors, without agreement")
 
 
 def sybils(bench: Bench) -> None:
@@ -302,6 +355,24 @@ VIEW_ATTACKS: Final = (
         title="a sum over fewer clients than the floor is opened",
         needs=_FLOOR,
         run=below_the_floor,
+    ),
+    Attack(
+        id="A3-lax",
+        title="without agreement, a client reveals both shares of one peer",
+        needs=claims(Claim.ONE_SHARE_KIND),
+        run=lax_both_shares,
+    ),
+    Attack(
+        id="A4-lax",
+        title="a server that ignores thresholds opens two survivor sets",
+        needs=_AGREEMENT,
+        run=lax_views,
+    ),
+    Attack(
+        id="A9-lax",
+        title="a server that ignores floors opens a small sum",
+        needs=_FLOOR,
+        run=lax_server,
     ),
     Attack(
         id="A9-sybil",

@@ -37,13 +37,14 @@ class Attack:
     """One row of the table: ``run`` raises :class:`Finding` if the attack works.
 
     ``id`` starts with the number of the attack it belongs to; ``needs`` are the claims without
-    which there is nothing to refute.
+    which there is nothing to refute; ``cost`` is relative, cheap ones are tried first.
     """
 
     id: str
     title: str
     needs: frozenset[Claim]
     run: Callable[[Bench], None] = field(repr=False)
+    cost: float = 1.0
 
 
 def claims(*needed: Claim) -> frozenset[Claim]:

@@ -162,15 +162,15 @@ def _one_release(adapter: AggregationAdapter, run: Run, colluding: Sequence[str]
 
 def _typed(adapter: AggregationAdapter, run: Run, colluding: Sequence[str]) -> Iterator[str]:
     for finding in run.findings:
-        if finding.error is not None:
+        if finding.error is not None or "nobody" in finding.what:
             kind = finding.packet.kind if finding.packet else "a deadline"
             yield f"{finding.party} {finding.what}, on {kind}"
 
 
 def _unchanged(adapter: AggregationAdapter, run: Run, colluding: Sequence[str]) -> Iterator[str]:
     for refusal in run.refusals:
-        if refusal.hostile and refusal.changed and refusal.packet is not None:
-            yield f"{refusal.party} refused a foreign {refusal.packet.kind} and changed all the same"
+        if refusal.foreign and refusal.changed and refusal.packet is not None:
+            yield f"{refusal.party} refused a foreign {refusal.packet.kind} and still changed"
 
 
 def _foreign(adapter: AggregationAdapter, run: Run, colluding: Sequence[str]) -> Iterator[str]:

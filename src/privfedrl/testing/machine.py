@@ -151,9 +151,7 @@ class _Curious(RuleBasedStateMachine):
     def nothing_is_broken(self) -> None:
         if self.network.runs:
             last = self.network.runs[-1:]
-            self._judge(
-                violations(self.adapter, last, colluding=self.allies, transcripts=False)
-            )
+            self._judge(violations(self.adapter, last, colluding=self.allies, transcripts=False))
 
     def teardown(self) -> None:
         """Let the round end, look at everything, and sometimes play it all a second time."""
@@ -183,7 +181,9 @@ class _Curious(RuleBasedStateMachine):
             self.place, spec=self.spec, coalition=self.coalition
         )
         lines = "\n".join(str(violation) for violation in found)
-        raise AssertionError(f"{lines}\n\n{self.adapter.name} breaks its claims. Replay:\n\n{script}")
+        raise AssertionError(
+            f"{lines}\n\n{self.adapter.name} breaks its claims. Replay:\n\n{script}"
+        )
 
 
 class _Transport(_Curious):
@@ -307,8 +307,8 @@ def _settings(*, thorough: bool, shrinking: bool) -> settings:
     phases = (Phase.generate, Phase.shrink) if shrinking else (Phase.generate,)
     return settings(
         phases=phases,
-        max_examples=400 if thorough else 25,
-        stateful_step_count=60 if thorough else 20,
+        max_examples=150 if thorough else 25,
+        stateful_step_count=40 if thorough else 20,
         derandomize=not thorough,
         database=None,
         deadline=None,

@@ -99,8 +99,8 @@ class _Rules:
             again, self._again = self._again, []
             for number in again:
                 network.deliver(number)
-            self._exchange(lambda packet_to: packet_to != server)
-            self._exchange(lambda packet_to: packet_to == server)
+            self._exchange(lambda recipient: recipient != server)
+            self._exchange(lambda recipient: recipient == server)
             if network.stage == before:
                 self._close()
             self._delay = {number: left - 1 for number, left in self._delay.items() if left > 1}
@@ -181,8 +181,5 @@ class _Rules:
         return [
             event
             for event in self._schedule.events
-            if event.fault is fault
-            and event.kind in ("", packet.kind)
-            and event.sender in ("", packet.sender)
-            and event.recipient in ("", packet.recipient)
+            if event.fault is fault and event.matches(packet)
         ]

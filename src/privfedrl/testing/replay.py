@@ -68,9 +68,7 @@ def load_adapter(place: str) -> AggregationAdapter:
     return made
 
 
-def replay(
-    place: str, *, spec: str, schedule: str, seed: int = 0, coalition: bool = False
-) -> int:
+def replay(place: str, *, spec: str, schedule: str, seed: int = 0, coalition: bool = False) -> int:
     """Judge a schedule written by :meth:`Schedule.script`; print each violation.
 
     Returns:

@@ -39,6 +39,7 @@ class Refusal:
 
     Attributes:
         hostile: no party of this round made these bytes for this recipient.
+        foreign: no party of this round made them for anybody.
         changed: whether ``finished`` or ``waiting_for`` of the party changed all the same.
     """
 
@@ -47,12 +48,13 @@ class Refusal:
     error: Exception
     view: int = 0
     hostile: bool = False
+    foreign: bool = False
     changed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that no adapter may do: an exception of another type, or an answer after the end."""
+    """What no adapter may do: raise another type, answer after the end, never end."""
 
     party: str
     what: str

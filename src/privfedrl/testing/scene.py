@@ -102,12 +102,20 @@ class Scene:
 
     # making parties
 
-    def server(self, **changes: Any) -> Party:
-        """A server of the scene's spec with ``changes``."""
+    def server(self, *, lax: bool = False, **changes: Any) -> Party:
+        """A server of the scene's spec with ``changes``; ``lax``: without floors of its own.
+
+        Raises:
+            LookupError: the adapter has no lax server.
+        """
         spec = replace(self.spec, **changes)
-        party = Party(len(self.parties), self.adapter.server, spec, None, server=True)
-        party.handle = self.adapter.make_server(spec)
-        return self._enter(party, ("server", spec_changes(spec)))
+        make = self.adapter.make_lax_server if lax else self.adapter.make_server
+        handle = make(spec)
+        if handle is None:
+            raise LookupError("the adapter has no lax server")
+        name = self.adapter.server
+        party = Party(len(self.parties), name, spec, handle, server=True, honest=not lax)
+        return self._enter(party, ("server", spec_changes(spec), lax))
 
     def client(
         self,
@@ -234,7 +242,8 @@ class Scene:
 
     def _untyped(self, party: Party, error: Exception) -> None:
         party.refusals.append(type(error).__name__)
-        if self.claims(Claim.TYPED_ERRORS):
+        lax = party.server and not party.honest
+        if self.claims(Claim.TYPED_ERRORS) and not lax:
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.faults.append(
                 f"{party.name} raised {type(error).__name__}, which is none of the adapter's "
@@ -300,7 +309,7 @@ def replay(adapter: AggregationAdapter, spec: Mapping[str, Any], steps: Iterable
     emitted: dict[tuple[int, int], Packet] = {}
     for number, verb, who, *values in steps:
         if verb == "server":
-            parties[who] = scene.server(**_full(values[0]))
+            parties[who] = scene.server(lax=values[1], **_full(values[0]))
         elif verb == "client":
             name, changes, vector, dtype, store, honest = values
             parties[who] = scene.client(

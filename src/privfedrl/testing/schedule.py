@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from privfedrl.errors import ConfigurationError
-from privfedrl.testing.adapter import RoundSpec
+from privfedrl.testing.adapter import Packet, RoundSpec
 
 __all__ = ["Action", "Edit", "EditKind", "Event", "Fault", "Schedule", "Step", "shrink"]
 
@@ -109,6 +109,14 @@ class Event:
     recipient: str = ""
     argument: int = 0
     edit: Edit = Edit()
+
+    def matches(self, packet: Packet) -> bool:
+        """Whether the rule is about ``packet``."""
+        return (
+            self.kind in ("", packet.kind)
+            and self.sender in ("", packet.sender)
+            and self.recipient in ("", packet.recipient)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from privfedrl.testing.adapter import (
@@ -51,6 +52,9 @@ class _Link:
     shown: dict[str, int] = field(default_factory=dict)
     taken: dict[str, list[tuple[int, Packet]]] = field(default_factory=dict)
     made: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    known: set[bytes] = field(default_factory=set)
+    # took the opening of an old round for the present one, and lives in that round from then on
+    misled: set[str] = field(default_factory=set)
 
 
 class SimulatedNetwork:
@@ -90,7 +94,7 @@ class SimulatedNetwork:
     # what can be done to a round; every call is written down in ``steps``
 
     def do(self, step: Step) -> None:
-        """Do ``step``. A step that makes no sense now (no such packet, no open round) is skipped."""
+        """Do ``step``; skip one that makes no sense now (no such packet, no open round)."""
         if step.action is not Action.OPEN and self._link is None:
             return
         if step.action in _OF_PACKETS and not 0 <= step.packet < len(self.sent):
@@ -226,6 +230,7 @@ class SimulatedNetwork:
         if step.name in self._now.clients:
             self._now.clients[step.name] = self._make_client(step.name)
             self._now.taken.pop(step.name, None)
+            self._now.misled.discard(step.name)
             self.run.harmed.add(step.name)
 
     def _fork(self, step: Step) -> None:
@@ -245,11 +250,11 @@ class SimulatedNetwork:
             fork.twins[name] = self._twin(name, stage)
 
     def _twin(self, name: str, stage: int) -> Any:
-        """A colluder's second self: the same secrets and history up to ``stage``, another future."""
+        """A colluder's second self: its secrets and history up to ``stage``, another future."""
         twin = self.adapter.make_client(self._spec_of(name), name, self.vectors[name].copy(), {})
         for at, packet in self._now.taken.get(name, ()):
             if at <= stage:
-                self._call(twin, packet, lambda p=packet: self.adapter.deliver(twin, p))
+                self._call(twin, packet, partial(self.adapter.deliver, twin, packet))
         return twin
 
     def _close(self, step: Step) -> None:
@@ -280,7 +285,12 @@ class SimulatedNetwork:
             self.in_flight.remove(number)
 
     def _harm(self, packet: Packet) -> None:
-        self.run.harmed.update({packet.sender, packet.recipient} - {self.adapter.server})
+        self._harm_party(packet.sender)
+        self._harm_party(packet.recipient)
+
+    def _harm_party(self, name: str) -> None:
+        if name != self.adapter.server:
+            self.run.harmed.add(name)
 
     def _hand_over(self, sent: Sent, packet: Packet) -> None:
         if packet.recipient != self.adapter.server:
@@ -292,14 +302,19 @@ class SimulatedNetwork:
 
     def _give_to_client(self, sent: Sent, packet: Packet) -> None:
         name, made = packet.recipient, self._now.made.get((packet.recipient, packet.data))
+        if name not in self._now.clients:
+            what = "was sent a packet, but nobody has that name"
+            self.run.findings.append(Finding(party=name, what=what, packet=packet))
+            return
         views = frozenset({0}) if made is None else self.sent[made].views
         if 0 not in views:
             self.run.harmed.add(name)  # it was shown a fork
-        twins = {n: self._now.views[n].twins[name] for n in views if name in self._now.views[n].twins}
-        for number, twin in sorted(twins.items()):
-            out = self._call(twin, packet, lambda p=twin: self.adapter.deliver(p, packet))
+        with_twin = sorted(n for n in views if name in self._now.views[n].twins)
+        for number in with_twin:
+            twin = self._now.views[number].twins[name]
+            out = self._call(twin, packet, partial(self.adapter.deliver, twin, packet))
             self._emit(out or [], frozenset({number}), stage=sent.stage)
-        views -= set(twins)
+        views -= set(with_twin)
         if not views:
             return
         party = self._now.clients[name]
@@ -368,12 +383,16 @@ class SimulatedNetwork:
     ) -> list[Packet] | None:
         """What ``act`` returns, or None after it raised; the error is written down."""
         name = self.adapter.server if packet is None else packet.recipient
-        hostile = packet is not None and (name, packet.data) not in self._now.made
+        judged = packet is not None and name not in self._now.misled
+        hostile = packet is not None and judged and (name, packet.data) not in self._now.made
+        foreign = packet is not None and judged and packet.data not in self._now.known
         before = self._look_at(party, name)
         try:
             out = act()
         except self.adapter.errors as error:
             changed = self._look_at(party, name) != before
+            if changed and hostile and not foreign:
+                self._harm_party(name)  # genuine bytes that were meant for somebody else
             self.run.refusals.append(
                 Refusal(
                     party=name,
@@ -381,6 +400,7 @@ class SimulatedNetwork:
                     error=error,
                     view=view,
                     hostile=hostile,
+                    foreign=foreign,
                     changed=changed,
                 )
             )
@@ -390,8 +410,9 @@ class SimulatedNetwork:
             return None
         if packet is not None:
             self.run.accepted.append((packet, hostile))
-            if hostile and name != self.adapter.server:
-                self.run.harmed.add(name)
+            if hostile:
+                self._harm_party(name)
+                self._now.misled.add(name)
         return out
 
     def _look_at(self, party: Any, name: str) -> tuple[bool, tuple[str, ...] | None]:
@@ -413,6 +434,7 @@ class SimulatedNetwork:
                     self.in_flight.append(number)  # sent again, perhaps because it was lost
                 continue
             number = self._now.made[key] = len(self.sent)
+            self._now.known.add(packet.data)
             sent = Sent(
                 number=number, round=self.spec.round, stage=stage, views=views, packet=packet
             )

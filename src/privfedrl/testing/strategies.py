@@ -25,9 +25,7 @@ __all__ = [
 
 
 @st.composite
-def updates(
-    draw: st.DrawFn, adapter: AggregationAdapter, spec: RoundSpec
-) -> dict[str, RingVector]:
+def updates(draw: st.DrawFn, adapter: AggregationAdapter, spec: RoundSpec) -> dict[str, RingVector]:
     """One vector per client: residues mod 2^modulus_bits, uint32 or uint64 [D], extremes included.
 
     Half of them repeat one word, so that zeros, ones and the largest residue are common.
