@@ -81,7 +81,8 @@ def test_a_key_that_cannot_be_written_leaves_nothing(folder: Path, call: Any) ->
     assert call("keys", "new", "a", "--out", "absent/a.key").exit_code == 2
     assert call("keys", "new", "not a name", "--out", "a.key").exit_code == 2
     assert call("keys", "new", "a", "--role", "admin").exit_code == 2
-    assert call("keys", "new", "a", "--not-before", "2027-01-02", "--not-after", "2027-01-01")
+    backwards = ("--not-before", "2027-01-02", "--not-after", "2027-01-01")
+    assert call("keys", "new", "a", *backwards).exit_code == 2
     assert os.listdir(folder) == []
 
 

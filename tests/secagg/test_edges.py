@@ -191,11 +191,17 @@ def test_closing_forgets_and_wipes_everything() -> None:
     fleet = Fleet(3, dtype="uint32", length=20)
     with SharedEdges() as shared:
         fleet.masked(shared, fleet.names[0], set(fleet.names))
-        shared.verified(b"registry").add(b"frame")
+        shared.verified(b"registry")[b"frame"] = object()
         waiting = [entry.total for entry in shared._waiting.values()]
         assert all(total.any() for total in waiting)
     assert not any(total.any() for total in waiting)
-    kept = (shared._waiting, shared._secrets, shared._done, shared._verified)
+    kept = (
+        shared._waiting,
+        shared._secrets,
+        shared._derived,
+        shared._done,
+        shared._verified,
+    )
     assert not any(kept)
     shared.close()
     for ask in (
@@ -261,11 +267,11 @@ def test_both_ends_agree_on_what_a_key_pair_would_say() -> None:
 
 def test_verified_frames_are_shared_per_registry_only() -> None:
     shared = SharedEdges()
-    shared.verified(b"one").add(b"frame")
+    shared.verified(b"one")[b"frame"] = object()
     assert b"frame" in shared.verified(b"one")
     assert b"frame" not in shared.verified(b"two")
     own = OwnEdges()
-    own.verified(b"one").add(b"frame")
+    own.verified(b"one")[b"frame"] = object()
     assert b"frame" not in own.verified(b"one")
 
 

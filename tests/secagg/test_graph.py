@@ -231,6 +231,9 @@ def opened_sets(
 ) -> list[frozenset[int]]:
     """Every minimal set of honest clients whose sum the server can compute.
 
+    A vector counts if its self mask is known and every pair mask in it that is not known stands,
+    with the other sign, in another vector that counts.
+
     Args:
         near: neighbours of each client.
         views: of the honest clients that go on; who has no view dropped out after M2.
@@ -254,29 +257,22 @@ def opened_sets(
     unmasked = {i for i in honest & views.keys() if self_shares[i] >= threshold}
     exposed = {i for i in honest if pair_shares[i] >= threshold}
     hidden = honest - exposed
-    sets, seen = [frozenset({i}) for i in sorted(unmasked & exposed)], set(exposed)
-    for start in sorted(hidden & views.keys()):
-        if start in seen:
-            continue
-        component, queue = {start}, [start]
-        while queue:
-            i = queue.pop()
-            for j in near[i] & hidden:
-                if j not in component and (_masks(views, i, j) or _masks(views, j, i)):
-                    component.add(j)
-                    queue.append(j)
-        seen |= component
-        complete = all(
-            _masks(views, i, j) == _masks(views, j, i) for i in component for j in near[i] & hidden
-        )
-        if complete and component <= unmasked:
-            sets.append(frozenset(component))
+    masked = {
+        i: frozenset(j for j in near[i] & hidden if j in views[i].shared)
+        for i in hidden & views.keys()
+    }
+    good = {i for i in masked if i in unmasked and all(i in masked.get(j, ()) for j in masked[i])}
+    while worse := {i for i in good if not masked[i] <= good}:
+        good -= worse
+    sets = [frozenset({i}) for i in sorted(unmasked & exposed)]
+    while good:
+        component = reach = {min(good)}
+        while reach:
+            reach = frozenset().union(*(masked[i] for i in reach)) - component
+            component = component | reach
+        sets.append(frozenset(component))
+        good -= component
     return sets
-
-
-def _masks(views: Mapping[int, View], i: int, j: int) -> bool:
-    """Whether i added its pair mask with j to a vector that it sent."""
-    return i in views and j in views[i].shared
 
 
 def split_safe(near: Neighbours, corrupt: Iterable[int], threshold: int) -> bool:
@@ -392,13 +388,14 @@ def split_attacks(
 ) -> list[dict[int, View]]:
     """Views that hide most neighbours of ``members`` from them and then drop the visible ones."""
     everybody, rng = frozenset(range(len(near))), random.Random(3)
-    around = sorted(frozenset().union(*(near[i] for i in members)) - members)
+    around = frozenset().union(*(near[i] for i in members)) - members
     attacks = []
-    for _ in range(400):
-        dropped = frozenset(rng.sample(around, rng.randint(1, len(around) - 1)))
+    for _ in range(100):
+        picks = [rng.sample(sorted(near[i] - members), threshold - 2) for i in sorted(members)]
+        dropped = frozenset(itertools.chain(*picks))
         visible = members | dropped
-        if all(len(near[i] & visible) >= threshold for i in members):
-            inner = View(everybody - (frozenset(around) - dropped), visible)
+        if all(len(near[i] & visible) == threshold for i in members):
+            inner = View(everybody - (around - dropped), visible)
             outer = View(everybody, everybody - dropped)
             views = dict.fromkeys(everybody - visible, outer) | dict.fromkeys(visible, inner)
             attacks.append(views)

@@ -22,7 +22,7 @@ from privfedrl.secagg.participation import Participation, Scope
 A, B = b"a" * 32, b"b" * 32
 MODEL, OTHER = b"m" * 32, b"o" * 32
 ALL, WITHOUT_ONE = b"\xff\xff", b"\xff\x7f"
-Calls = list[tuple[int, int, str, bytes]]
+Calls = list[tuple[int, int, str, bytes, bytes]]
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -120,7 +120,17 @@ def test_the_scope_decides_which_earlier_sets_count(journal: Journal) -> None:
     with pytest.raises(RoundAborted):
         sign(journal, agreed(2, members=WITHOUT_ONE, model=OTHER), scope="task")
     sign(journal, agreed(2, members=WITHOUT_ONE, model=OTHER), scope="model")
-    sign(journal, agreed(2, members=WITHOUT_ONE), task=B, scope="task")
+    sign(journal, agreed(2, members=b"\xff\x0f", model=b"x" * 32), task=B, scope="task")
+
+
+@pytest.mark.parametrize("scope", ["model", "task"])
+def test_a_new_task_is_no_way_around_the_guard(journal: Journal, scope: Scope) -> None:
+    """The coordinator names the task; the model is what the inputs were computed from."""
+    sign(journal, agreed(1), task=A, scope=scope)
+    with pytest.raises(RoundAborted, match="Differencing"):
+        sign(journal, agreed(1, members=WITHOUT_ONE), task=B, scope=scope)
+    assert journal.participations(B) == ()
+    sign(journal, agreed(1, members=WITHOUT_ONE, model=OTHER), task=B, scope=scope)
 
 
 def test_a_restart_does_not_forget(tmp_path: Path) -> None:
@@ -325,6 +335,7 @@ def test_another_thread_gets_a_storage_error_for_every_call(tmp_path: Path) -> N
             st.integers(0, 2),
             st.sampled_from(["masked", "model", "task"]),
             st.sampled_from([ALL, WITHOUT_ONE, b"\x0f\x00", b"\xf0\xff", b"\x03\x00"]),
+            st.sampled_from([A, B]),
         ),
         max_size=8,
     ),
@@ -333,21 +344,24 @@ def test_another_thread_gets_a_storage_error_for_every_call(tmp_path: Path) -> N
 def test_memory_and_file_accept_the_same_calls(calls: Calls, models: int) -> None:
     memory, file = MemoryJournal(), SqliteJournal(":memory:")
     try:
-        for number, attempt, kind, members in calls:
+        for number, attempt, kind, members, task in calls:
             one = agreed(number, attempt, members=members, model=bytes([number % models]) * 32)
-            verdicts = [_verdict(journal, kind, one) for journal in (memory, file)]
+            verdicts = [_verdict(journal, kind, one, task) for journal in (memory, file)]
             assert verdicts[0] == verdicts[1]
-        assert memory.participations(A) == file.participations(A)
+        for task in (A, B):
+            assert memory.participations(task) == file.participations(task)
     finally:
         file.close()
 
 
-def _verdict(journal: Journal, kind: str, one: Participation) -> type[Exception] | None:
+def _verdict(
+    journal: Journal, kind: str, one: Participation, task: bytes
+) -> type[Exception] | None:
     try:
         if kind == "masked":
-            journal.spend_masked(A, one.round, one.attempt)
+            journal.spend_masked(task, one.round, one.attempt)
         else:
-            sign(journal, one, scope="task" if kind == "task" else "model")
+            sign(journal, one, task=task, scope="task" if kind == "task" else "model")
     except (LocalProtocolError, RoundAborted) as error:
         return type(error)
     return None

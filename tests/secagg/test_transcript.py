@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from privfedrl.errors import AuthenticationFailed, ConfigurationError, ProtocolError
-from privfedrl.secagg import Registry, SecAggParameters, Transcript
+from privfedrl.secagg import IdealRecord, Registry, SecAggParameters, Transcript
 from privfedrl.secagg.messages import encode_frame
+from privfedrl.secagg.sizes import MessageType
 
 HEAD = b"h" * 32
 VECTORS = Path(__file__).parents[1] / "vectors" / "secagg_transcript.json"
@@ -42,7 +43,8 @@ def test_an_honest_transcript_verifies_and_names_what_happened(
     transcript.verify(world.registry, previous=bytes(32))
     result = session.server.result()
     transcript.verify_sum(result.vector)
-    assert transcript.survivors == result.survivors
+    assert transcript.survivors(world.registry) == result.survivors
+    assert transcript.protection == "pairwise masking"
     assert transcript.ledger_head == HEAD
     assert transcript.config == result.config
     assert str(transcript.data[:8]) not in repr(transcript)
@@ -64,19 +66,32 @@ def test_another_sum_is_noticed(world: Any) -> None:
     transcript = transcript_of(session)
     wrong = np.array(session.server.result().vector)
     wrong[0] += 1
-    with pytest.raises(AuthenticationFailed):
-        transcript.verify_sum(wrong)
+    right = session.server.result().vector
+    padded = np.append(right, np.uint32(0))
+    for other in (wrong, right[:-1], right.view(np.int32), padded.view(np.uint64), right[None]):
+        with pytest.raises(AuthenticationFailed):
+            transcript.verify_sum(other)
+    transcript.verify_sum(right.astype(">u4"))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda w, b: {"survivors": b.survivors[:-1]},
-        lambda w, b: {"survivors": b.survivors[::-1]},
-        lambda w, b: {"survivors": (*b.survivors, ("zoe", HEAD))},
-        lambda w, b: {"survivors": ((b.survivors[0][0], HEAD), *b.survivors[1:])},
-        lambda w, b: {"shared": ((b.shared[0][0], HEAD), *b.shared[1:])},
-        lambda w, b: {"shared": b.shared[1:]},
+        lambda w, b: {"survivors": _less(b.survivors)},
+        lambda w, b: {"survivors": _less(b.survivors), "vectors": b.vectors[:-32]},
+        lambda w, b: {"survivors": bytes([b.survivors[0] | 0x40])},  # a padding bit
+        lambda w, b: {"survivors": b.survivors + b"\0"},
+        lambda w, b: {"vectors": HEAD + b.vectors[32:]},
+        lambda w, b: {"vectors": b.vectors[32:] + b.vectors[:32]},
+        lambda w, b: {"vectors": b.vectors[:-1]},
+        lambda w, b: {"shared": _less(b.shared)},
+        lambda w, b: {"shared": _less(b.shared), "commitments": b.commitments[:-32]},
+        lambda w, b: {"commitments": HEAD + b.commitments[32:]},
+        lambda w, b: {"commitments": b.commitments + HEAD},
+        lambda w, b: {"members": _less(b.members)},
+        lambda w, b: {"members": _less(b.members), "adverts": b.adverts[:-1]},
+        lambda w, b: {"members": b""},
+        lambda w, b: {"consents": ()},
         lambda w, b: {"adverts": b.adverts[1:]},
         lambda w, b: {"adverts": b.adverts[::-1]},
         lambda w, b: {"adverts": (b"junk", *b.adverts[1:])},
@@ -87,7 +102,8 @@ def test_another_sum_is_noticed(world: Any) -> None:
         lambda w, b: {"consents": (b.consents[0], *b.consents[:-1])},
         lambda w, b: {"config": w.forge(b.config, plan_digest=HEAD)},
         lambda w, b: {"config": w.forge(b.config, registry_digest=HEAD)},
-        lambda w, b: {"config": w.forge(b.config, parameters=bytes(56))},
+        lambda w, b: {"config": w.forge(b.config, parameters=bytes(96))},
+        lambda w, b: {"config": w.forge(b.config, opened_at=w.now + 1)},
         lambda w, b: {"config": w.forge(b.config, parameters=_parameters(7))},
         lambda w, b: {"config": b.config[:-64] + bytes(64)},
         lambda w, b: {"config": b"junk"},
@@ -98,6 +114,12 @@ def test_not_even_the_coordinator_can_rewrite_a_transcript(world: Any, change: A
     forged = changed(world, transcript, **change(world, transcript.body))
     with pytest.raises(ProtocolError):
         forged.verify(world.registry)
+
+
+def _less(encoded: bytes) -> bytes:
+    """The set without agent-05, the last of six."""
+    assert encoded == b"\x3f"
+    return b"\x1f"
 
 
 def _parameters(n: int) -> bytes:
@@ -150,3 +172,194 @@ def test_the_golden_transcript_has_not_changed(make_world: Any) -> None:
     assert session.server.result().vector.tolist() == golden["sum"]
     masked = session.sent["agent-00"][2]
     assert world.parse(masked).vector.hex() == golden["masked_vector_of_agent_00"]
+
+
+# -- validity
+
+
+@pytest.mark.parametrize("who", ["agent-03", "coordinator"])
+def test_a_record_of_somebody_who_was_not_valid_is_refused(make_world: Any, who: str) -> None:
+    """All sign as ever; the registry says that one of them was not to take part any more."""
+    honest = make_world()
+    world = make_world(validity={who: (0, honest.now - 1)})
+    real, claims = world.registry, honest.registry
+    transcript = transcript_of(_under(honest, claims, real).session())
+    transcript.verify(claims)
+    with pytest.raises(ProtocolError):
+        transcript.verify(real)  # of another registry, already by its digest
+    pinned = Transcript(transcript.data, transcript.body)
+    with pytest.raises(ProtocolError, match=f"{who} was not valid"):
+        _verify_as(pinned, real)
+
+
+def _under(world: Any, claims: Registry, real: Registry) -> Any:
+    assert claims.agents == real.agents
+    assert claims.digest != real.digest
+    return world
+
+
+class _Renamed(Registry):
+    """Another registry's dates under this one's digest: only the dates can then be at fault."""
+
+
+def _verify_as(transcript: Transcript, real: Registry) -> None:
+    stand_in = _Renamed(real.entries)
+    stand_in.digest = transcript.config.registry_digest
+    transcript.verify(stand_in)
+
+
+# -- sparse
+
+
+def test_a_sparse_transcript_verifies(sparse_world: Any) -> None:
+    world = sparse_world()
+    drop = {"agent-01": 0, "agent-17": 2, "agent-30": 3, "agent-31": 4}
+    session = world.session(drop=drop)
+    transcript = Transcript.from_bytes(transcript_of(session).to_bytes())
+    transcript.verify(world.registry)
+    transcript.verify_sum(session.server.result().vector)
+    gone = ("agent-01", "agent-17")
+    assert transcript.survivors(world.registry) == tuple(n for n in world.names if n not in gone)
+
+
+@pytest.fixture(scope="module")
+def sparse_record(sparse_world: Any) -> tuple[Any, Transcript]:
+    world = sparse_world()
+    return world, transcript_of(world.session(drop={"agent-17": 2}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w, b: {"survivors": _drop(w, b.survivors, "agent-00"), "vectors": b.vectors[32:]},
+        lambda w, b: {"vectors": HEAD + b.vectors[32:]},
+        lambda w, b: {"shared": _drop(w, b.shared, "agent-17")},
+        lambda w, b: {"commitments": b.commitments[:-32] + HEAD},
+        lambda w, b: {"members": _drop(w, b.members, "agent-00"), "adverts": b.adverts[1:]},
+        lambda w, b: {"adverts": (*b.adverts[:-1], b.adverts[0])},
+        lambda w, b: {"consents": b.consents[::-1]},
+        lambda w, b: {"config": w.forge(b.config, parameters=w.parameters.canonical_bytes()[::-1])},
+    ],
+)
+def test_not_even_the_coordinator_can_rewrite_a_sparse_transcript(
+    sparse_record: tuple[Any, Transcript], change: Any
+) -> None:
+    world, transcript = sparse_record
+    forged = changed(world, transcript, **change(world, transcript.body))
+    with pytest.raises(ProtocolError):
+        forged.verify(world.registry)
+
+
+def _drop(world: Any, encoded: bytes, name: str) -> bytes:
+    left = [other for other in world.names_in(encoded) if other != name]
+    assert len(left) == len(world.names_in(encoded)) - 1
+    return bytes(world.members(left).to_bytes())
+
+
+def test_every_member_of_u2_needs_a_quorum_of_its_own_holders(
+    sparse_record: tuple[Any, Transcript],
+) -> None:
+    """Also the one that dropped out: its mask was opened too."""
+    world, transcript = sparse_record
+    body = transcript.body
+    cohort = world.cohort_of({world.parse(advert).sender: advert for advert in body.adverts})
+    signed = {world.parse(frame).sender: frame for frame in body.consents}
+    for owner in ("agent-05", "agent-17"):
+        near = [name for name in cohort.holders(owner) if name in signed]
+        spare = len(near) - cohort.threshold
+        assert owner not in near
+        assert spare >= 0
+        for missing in (spare, spare + 1):
+            kept = [frame for name, frame in signed.items() if name not in near[:missing]]
+            fewer = changed(world, transcript, consents=tuple(kept))
+            if missing == spare:
+                try:
+                    fewer.verify(world.registry)
+                except ProtocolError as error:
+                    assert f"holders of {owner}," not in str(error)
+            else:
+                with pytest.raises(ProtocolError, match="signatures by holders of"):
+                    fewer.verify(world.registry)
+
+
+# -- the record of an ideal sum
+
+
+def ideal_record(world: Any, **changes: Any) -> IdealRecord:
+    given: dict[str, Any] = {
+        "task_id": b"t" * 32,
+        "round": 1,
+        "attempt": 0,
+        "plan_digest": b"p" * 32,
+        "model_digest": b"m" * 32,
+        "registry": world.registry,
+        "previous_transcript": bytes(32),
+        "survivors": world.names[1:],
+        "vector": world.ideal(world.names[1:]),
+    }
+    return IdealRecord(**(given | changes))
+
+
+def test_an_ideal_record_says_that_nothing_protected_it(world: Any) -> None:
+    record = ideal_record(world)
+    signed = Transcript.sign(record, identity=world.coordinator, ledger_head=HEAD)
+    transcript = Transcript.from_bytes(signed.to_bytes())
+    transcript.verify(world.registry, previous=bytes(32))
+    assert transcript.protection == "no cryptographic protection"
+    assert b"no cryptographic protection" in transcript.data
+    assert transcript.survivors(world.registry) == world.names[1:]
+    assert transcript.ledger_head == HEAD
+    assert (transcript.config.round, transcript.config.model_digest) == (1, b"m" * 32)
+    transcript.verify_sum(record.vector)
+    for other in (record.vector + np.uint32(1), record.vector.view(np.int32), record.vector[:-1]):
+        with pytest.raises(AuthenticationFailed):
+            transcript.verify_sum(other)
+    with pytest.raises(ProtocolError, match="does not follow"):
+        transcript.verify(world.registry, previous=HEAD)
+
+
+def test_an_ideal_record_cannot_be_passed_off_as_a_protected_one(world: Any) -> None:
+    record = ideal_record(world)
+    ideal = Transcript.sign(record, identity=world.coordinator, ledger_head=HEAD)
+    retyped = ideal.data[:6] + MessageType.TRANSCRIPT.to_bytes(2, "big") + ideal.data[8:]
+    with pytest.raises(ProtocolError):
+        Transcript.from_bytes(retyped)
+    with pytest.raises(ProtocolError):
+        Transcript.from_bytes(
+            encode_frame(
+                msgspec.structs.replace(ideal.body, protection="pairwise masking"),
+                world.coordinator,
+            )
+        )
+    protected = transcript_of(world.session())
+    mixed = protected.data[:6] + MessageType.IDEAL.to_bytes(2, "big") + protected.data[8:]
+    with pytest.raises(ProtocolError):
+        Transcript.from_bytes(mixed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"survivors": b"\x00"},  # over nobody
+        {"survivors": b"\x7f"},  # a padding bit
+        {"survivors": b""},
+        {"registry_digest": HEAD},
+    ],
+)
+def test_an_odd_ideal_record_does_not_verify(world: Any, change: dict[str, Any]) -> None:
+    transcript = Transcript.sign(ideal_record(world), identity=world.coordinator, ledger_head=HEAD)
+    with pytest.raises(ProtocolError):
+        changed(world, transcript, **change).verify(world.registry)
+
+
+def test_only_the_coordinator_signs_ideal_records(world: Any) -> None:
+    signed = Transcript.sign(
+        ideal_record(world), identity=world.agents["agent-00"], ledger_head=HEAD
+    )
+    with pytest.raises(ProtocolError, match="registered coordinator"):
+        signed.verify(world.registry)
+    honest = Transcript.sign(ideal_record(world), identity=world.coordinator, ledger_head=HEAD)
+    with pytest.raises(AuthenticationFailed):
+        Transcript.from_bytes(honest.data[:-1] + bytes([honest.data[-1] ^ 1])).verify(
+            world.registry
+        )

@@ -56,7 +56,7 @@ from privfedrl.primitives.random import (
 )
 from privfedrl.privacy import Ledger, Statement
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, greedy_return
-from privfedrl.secagg import AbortCode, IdealRecord, Transcript, ideal_sum
+from privfedrl.secagg import AbortCode, IdealRecord, SharedEdges, Transcript, ideal_sum
 from privfedrl.training import save_policy
 
 __all__ = ["Attempted", "Progress", "Run", "Simulation"]
@@ -158,6 +158,7 @@ class Simulation:
         directory.cut()
         self.run_one = self._protected if plan.protection.kind == "pairwise" else self._clear
         self.replays: dict[str, ReplayedEntropy] = {}
+        self.edges = SharedEdges()  # all agents are in this process: each edge is computed once
         self.agents = self._agents() if plan.protection.kind == "pairwise" else {}
         self.trainers = {name: local_trainer(self.setup) for name in participants.agents}
 
@@ -203,6 +204,7 @@ class Simulation:
                 journal=self.participants.journals[name],
                 experience=self._experience_of(index),
                 entropy=self._agent_entropy(name),
+                edges=self.edges,
             )
             for index, name in enumerate(self.participants.agents)
         }
@@ -257,7 +259,10 @@ class Simulation:
         attempt = coordinator.attempt
         dropouts = self._dropouts(attempt)
         self._collect(attempt, dropouts, clock)
-        traffic = run_round(coordinator, self.agents, invitations, dropouts, clock)
+        try:
+            traffic = run_round(coordinator, self.agents, invitations, dropouts, clock)
+        finally:
+            self.edges.forget()
         with clock.stage("secure aggregation"):
             result = coordinator.result()
         self._refuse_if_all_failed(

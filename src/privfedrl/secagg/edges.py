@@ -252,12 +252,16 @@ class SharedEdges:
         self._require_open()
         return self._verified.setdefault(registry_digest, {})
 
-    def close(self) -> None:
-        """Forget every secret and vector; nothing can be asked after that. May be repeated."""
+    def forget(self) -> None:
+        """Forget every secret and vector: between rounds."""
         for waiting in self._waiting.values():
             waiting.total[:] = 0
         for kept in (self._secrets, self._derived, self._waiting, self._done, self._verified):
             kept.clear()
+
+    def close(self) -> None:
+        """Forget everything; nothing can be asked after that. May be repeated."""
+        self.forget()
         self._closed = True
 
     def _require_open(self) -> None:

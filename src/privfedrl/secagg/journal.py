@@ -3,13 +3,14 @@
 Guarantee: a stage of a (task, round, attempt) is spent at most once, and never after a newer one
 of the same task: a client that was restarted, restored from a backup of its code or rewound by the
 coordinator cannot release a second masked vector or sign a second survivor set. A survivor set is
-signed only after it has passed the differencing guard together with every set signed before in the
-same task, and is on disk before the signature leaves; a crash leaves both records or neither.
+signed only after it has passed the differencing guard together with every comparable set signed
+before, and is on disk before the signature leaves; a crash leaves both records or neither. Sets of
+one model are compared in whatever task they were signed: the coordinator names the task.
 
 The file itself must not be restored from a backup; that is the one thing that would undo this.
 A signed set costs about 180 bytes and one bit per registered agent: 100,000 rounds of 100 agents
 are 19 MB on disk. With scope "model" only the sets of one model are read back; with "task" all
-of a task's distinct ones are, so a very long run is better cut into tasks.
+of a task's distinct ones as well, so a very long run is better cut into tasks.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Journal(Protocol):
     ) -> None:
         """Record that the signature on this survivor set leaves now; durable on return.
 
-        Reading the earlier sets, :func:`~privfedrl.secagg.participation.check_participation` and
+        Compared are the sets of this model from every task and, with scope "task", all of this
+        task. Reading them, :func:`~privfedrl.secagg.participation.check_participation` and
         the record are one step: no other process of this agent can come between.
 
         Raises:
@@ -56,7 +58,7 @@ class Journal(Protocol):
         """
 
     def participations(self, task_id: bytes) -> tuple[Participation, ...]:
-        """Every survivor set signed in this task, oldest first.
+        """Every survivor set that was signed in this task, oldest first.
 
         Raises:
             StorageError: unreadable.
@@ -96,11 +98,17 @@ class MemoryJournal:
     ) -> None:
         """See :meth:`Journal.spend_consistency`."""
         last = self._last.setdefault(task_id, {})
-        signed = self._signed.setdefault(task_id, [])
         point = participation.round, participation.attempt
         _check(last, point, "consistency")
-        check_participation(signed, participation, floor=floor, scope=scope)
-        signed.append(participation)
+        earlier = [
+            row
+            for task, rows in self._signed.items()
+            for row in rows
+            if (task == task_id and scope == "task")
+            or row.model_digest == participation.model_digest
+        ]
+        check_participation(earlier, participation, floor=floor, scope=scope)
+        self._signed.setdefault(task_id, []).append(participation)
         last["consistency"] = point
 
     def participations(self, task_id: bytes) -> tuple[Participation, ...]:
@@ -114,10 +122,10 @@ _TABLES: Final = (
     "attempt INTEGER NOT NULL, PRIMARY KEY (task, stage)) WITHOUT ROWID",
     "CREATE TABLE signed (task BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, "
     "model BLOB NOT NULL, members BLOB NOT NULL, PRIMARY KEY (task, round, attempt)) WITHOUT ROWID",
-    "CREATE INDEX signed_model ON signed (task, model)",
+    "CREATE INDEX signed_model ON signed (model)",
     f"PRAGMA user_version = {_LAYOUT}",
 )
-_SIGNED: Final = "SELECT round, attempt, model, members FROM signed WHERE task = ?"
+_SIGNED: Final = "SELECT round, attempt, model, members FROM signed"
 
 
 class SqliteJournal:
@@ -178,7 +186,7 @@ class SqliteJournal:
 
     def participations(self, task_id: bytes) -> tuple[Participation, ...]:
         """See :meth:`Journal.participations`."""
-        return self._read(f"{_SIGNED} ORDER BY round, attempt", (task_id,))
+        return self._read(f"{_SIGNED} WHERE task = ? ORDER BY round, attempt", (task_id,))
 
     def close(self) -> None:
         """Close the file; a closed journal refuses to spend."""
@@ -199,11 +207,11 @@ class SqliteJournal:
         self, task_id: bytes, new: Participation, scope: Scope
     ) -> tuple[Participation, ...]:
         """The earlier sets that the guard looks at: one of each, since repeats change nothing."""
-        if scope == "model":
-            return self._read(
-                f"{_SIGNED} AND model = ? GROUP BY members", (task_id, new.model_digest)
-            )
-        return self._read(f"{_SIGNED} GROUP BY members", (task_id,))
+        wanted = "model = ?"
+        values: tuple[bytes, ...] = (new.model_digest,)
+        if scope == "task":
+            wanted, values = "task = ? OR model = ?", (task_id, new.model_digest)
+        return self._read(f"{_SIGNED} WHERE {wanted} GROUP BY model, members", values)
 
     def _read(self, query: str, values: tuple[bytes, ...]) -> tuple[Participation, ...]:
         with _storage_errors("the journal cannot be read"):

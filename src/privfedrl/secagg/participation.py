@@ -62,7 +62,7 @@ class Participation:
     Attributes:
         model_digest: 32 bytes, the model that the inputs were computed from.
         members: bitmap over the registered agents, byte i // 8, bit i % 8, least significant first.
-            Rows are comparable under one registry only: another registry is another task.
+            Rows mean the same under one registry only.
     Raises:
         ConfigurationError: a field is not of this form.
     """
@@ -88,10 +88,10 @@ def check_participation(
     """Refuse ``new`` if its sum and earlier ones would isolate fewer than ``floor`` clients.
 
     Args:
-        earlier: what was agreed to before in this task, in any order; repeats do no harm.
+        earlier: what was agreed to before under this registry, in any order; repeats do no harm.
         floor: smallest group that may be told apart; 1 or less allows everything.
-        scope: "model" combines rows of ``new``'s model, "task" all of them. The second treats
-            inputs as constant over the whole task and soon refuses where many agents drop out.
+        scope: "model" combines rows of ``new``'s model, "task" all that are given. The second
+            treats inputs as constant all the time and soon refuses where many agents drop out.
     Raises:
         RoundAborted: code "Differencing"; the message names rounds and size, never members.
         ConfigurationError: unknown scope.

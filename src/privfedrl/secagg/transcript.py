@@ -224,7 +224,8 @@ class Transcript:
         """Check that ``vector`` is the sum that this transcript is about.
 
         Raises:
-            AuthenticationFailed: it is another one.
+            AuthenticationFailed: it is another one, or of another type or shape.
+            RemoteProtocolError: the record names unsound parameters.
         """
         body = self.body
         if isinstance(body, IdealBody):
@@ -255,7 +256,8 @@ def _little_endian(vector: RingVector) -> bytes:
 
 def _ideal_digest(task_id: bytes, round_index: int, attempt: int, vector: RingVector) -> bytes:
     point = round_index.to_bytes(8, "big") + attempt.to_bytes(8, "big")
-    return digest("ideal-sum", task_id, point, _little_endian(vector))
+    form = vector.dtype.newbyteorder("=").name.encode("ascii")
+    return digest("ideal-sum", task_id, point, form, _little_endian(vector))
 
 
 def _verify_ideal(data: bytes, body: IdealBody, registry: Registry) -> None:

@@ -107,7 +107,9 @@ def _interpolates() -> bool:
 
 
 _P: Final = 2**255 - 19
-_RFC_5869_LONG: Final = tuple(bytes(range(start, start + 80)) for start in (0, 0x60, 0xB0))
+_LONG_SECRET, _LONG_SALT, _LONG_INFO = (
+    bytes(range(start, start + 80)) for start in (0, 0x60, 0xB0)
+)
 
 KNOWN_ANSWERS: Final = (
     KnownAnswer(
@@ -155,14 +157,15 @@ KNOWN_ANSWERS: Final = (
         source="RFC 5869, appendix A.1",
         holds=lambda: (
             _hkdf(b"\x0b" * 22, bytes(range(13)), bytes(range(0xF0, 0xFA)), 42)
-            == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+            == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
+            "34007208d5b887185865"
         ),
     ),
     KnownAnswer(
         id="hkdf-case-2",
         source="RFC 5869, appendix A.2",
         holds=lambda: (
-            _hkdf(*_RFC_5869_LONG, 82)
+            _hkdf(_LONG_SECRET, _LONG_SALT, _LONG_INFO, 82)
             == "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c"
             "59045a99cac7827271cb41c65e590e09da3275600c2f09b8367793a9aca3db71"
             "cc30c58179ec3e87c14c01d5c1f3434f1d87"
@@ -173,7 +176,8 @@ KNOWN_ANSWERS: Final = (
         source="RFC 5869, appendix A.3",
         holds=lambda: (
             _hkdf(b"\x0b" * 22, b"", b"", 42)
-            == "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"
+            == "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"
+            "9d201395faa4b61a96c8"
         ),
     ),
     KnownAnswer(
