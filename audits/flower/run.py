@@ -22,8 +22,9 @@ from report import render
 from secaggplus_adapter import SecAggPlusAdapter
 
 from privfedrl.testing.adapter import Claim
-from privfedrl.testing.attacks import run_attacks
+from privfedrl.testing.attacks import ATTACKS, run_attacks
 from privfedrl.testing.machine import aggregation_machine
+from privfedrl.testing.suites import UNIFORMITY
 
 PINNED = "1.41.0"
 
@@ -61,9 +62,8 @@ def main() -> int:
     if (version := importlib.metadata.version("flwr")) != PINNED:
         print(f"flwr must be {PINNED}, found {version}", file=sys.stderr)
         return 2
+    logging.getLogger("flwr").handlers = [logging.NullHandler()]
     logging.getLogger("flwr").propagate = False
-    for handler in list(logging.getLogger("flwr").handlers):
-        logging.getLogger("flwr").removeHandler(handler)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="flwr")
     if given.only:
         print(json.dumps(dataclasses.asdict(OBSERVATIONS[given.only]()), indent=2))
@@ -73,20 +73,29 @@ def main() -> int:
 
 
 def write(stem: Path, date: str) -> None:
-    """The three files."""
-    verdict = run_attacks(SecAggPlusAdapter())
+    """The three files; what takes long says so on stderr."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    print("attacks (under a minute)", file=sys.stderr)
+    verdict = run_attacks(SecAggPlusAdapter(), attacks=(*ATTACKS, *UNIFORMITY))
+    _put(stem, ".json", verdict.to_json())
+    print("observations (two minutes)", file=sys.stderr)
+    found: list[Observation] = observe()
+    print("state machine (three minutes)", file=sys.stderr)
     machines = [
         machine(SecAggPlusAdapter(), "honest-but-curious"),
         machine(WithoutDropouts(), "honest-but-curious"),
     ]
-    found: list[Observation] = observe()
-    seen = {"date": date, "observations": [dataclasses.asdict(each) for each in found]}
-    for suffix, text in (
-        (".json", verdict.to_json()),
-        (".observations.json", json.dumps(seen | {"machines": machines}, indent=2)),
-        (".md", render(date, verdict, machines, found).rstrip()),
-    ):
-        stem.with_name(stem.name + suffix).write_text(text + "\n")
+    seen = {
+        "date": date,
+        "observations": [dataclasses.asdict(each) for each in found],
+        "machines": machines,
+    }
+    _put(stem, ".observations.json", json.dumps(seen, indent=2))
+    _put(stem, ".md", render(date, verdict, machines, found).rstrip())
+
+
+def _put(stem: Path, suffix: str, text: str) -> None:
+    stem.with_name(stem.name + suffix).write_text(text + "\n")
 
 
 if __name__ == "__main__":

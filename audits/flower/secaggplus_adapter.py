@@ -98,8 +98,9 @@ class SecAggPlusAdapter(AggregationAdapter):
     def residues(self, spec: RoundSpec, packet: Packet) -> RingVector | None:
         if packet.kind != _reply(Stage.COLLECT_MASKED_VECTORS):
             return None
-        parts = config(decode(packet.data))[Key.MASKED_PARAMETERS]
-        return bytes_to_ndarray(parts[1]).astype(np.uint32)  # parts[0] is the masked weight
+        _weight, limbs = config(decode(packet.data))[Key.MASKED_PARAMETERS]
+        low = bytes_to_ndarray(limbs)[:: spec.modulus_bits // 16]  # one per residue, masked alike
+        return low.astype(f"u{spec.modulus_bits // 8}")
 
     def reveals(self, spec: RoundSpec, server: Server, packet: Packet) -> tuple[Reveal, ...]:
         if packet.kind != _reply(Stage.UNMASK):

@@ -16,6 +16,8 @@ STATEMENTS = {
     "what a coordinator needs": "from privfedrl import Coordinator, Ledger, Plan, Registry",
     "what an auditor needs": "from privfedrl import Ledger, Statement\n"
     "from privfedrl.secagg import Transcript",
+    "verifying transcripts": "from privfedrl.audit import verify_transcripts",
+    "adapting a protocol": "from privfedrl.testing import AggregationAdapter",
     "checking a plan": f"from privfedrl import Plan\nPlan.from_toml({str(PLAN)!r}).check()",
 }
 
@@ -28,7 +30,9 @@ def test_heavy_libraries_stay_unloaded(what: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["plan", "check", str(PLAN)], ["version"]])
+@pytest.mark.parametrize(
+    "arguments", [["plan", "check", str(PLAN)], ["version"], ["audit", "list"]]
+)
 def test_the_auditors_commands_work_where_torch_is_not_installed(arguments: list[str]) -> None:
     code = f"""
 import sys

@@ -13,7 +13,13 @@ import privfedrl
 
 SOURCE = Path(__file__).parents[2] / "src" / "privfedrl"
 # a typer command is reached through its app, not imported by name
-COMMANDS = {"cli/ledger.py", "cli/plan.py"}
+COMMANDS = {
+    "cli/audit.py",
+    "cli/keys.py",
+    "cli/ledger.py",
+    "cli/plan.py",
+    "cli/registry.py",
+}
 
 
 def _declares(path: Path) -> list[str] | None:

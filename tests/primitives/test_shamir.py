@@ -51,7 +51,7 @@ def test_any_threshold_shares_give_the_secrets_back(data: st.DataObject, num_sha
     chosen = data.draw(
         st.lists(st.sampled_from(range(num_shares)), min_size=threshold, unique=True)
     )
-    shares = split(secrets, threshold=threshold, num_shares=num_shares, entropy=ENTROPY)
+    shares = split(secrets, threshold=threshold, points=range(1, num_shares + 1), entropy=ENTROPY)
     assert shares.shape == (num_shares, len(secrets), LIMBS)
     assert combine(shares[chosen], [index + 1 for index in chosen]) == secrets
 
@@ -59,7 +59,7 @@ def test_any_threshold_shares_give_the_secrets_back(data: st.DataObject, num_sha
 def test_shares_are_values_of_the_stated_polynomials() -> None:
     entropy = DeterministicEntropy(b"poly")
     secret = bytes(range(32))
-    shares = split([secret], threshold=5, num_shares=9, entropy=entropy)
+    shares = split([secret], threshold=5, points=range(1, 10), entropy=entropy)
     for limb in range(LIMBS):
         points = [(x, int(shares[x - 1, 0, limb])) for x in range(1, 6)]
         number = int.from_bytes(secret, "little") >> 15 * limb & 0x7FFF
@@ -70,7 +70,7 @@ def test_shares_are_values_of_the_stated_polynomials() -> None:
 
 def test_products_stay_exact_at_the_largest_cohort() -> None:
     count = 256
-    shares = split([b"\xff" * 32], threshold=count, num_shares=count, entropy=ENTROPY)
+    shares = split([b"\xff" * 32], threshold=count, points=range(1, count + 1), entropy=ENTROPY)
     points = [(x, int(shares[x - 1, 0, 0])) for x in range(1, count + 1)]
     assert interpolate(points, 0) == 0x7FFF
     assert combine(shares, range(1, count + 1)) == (b"\xff" * 32,)
@@ -83,7 +83,7 @@ def test_frozen_vectors_still_interpolate() -> None:
         shares = split(
             [secret],
             threshold=case["threshold"],
-            num_shares=case["num_shares"],
+            points=range(1, case["num_shares"] + 1),
             entropy=DeterministicEntropy(seed),
         )
         encoded = [encode_share(share).hex() for share in shares]
@@ -112,7 +112,7 @@ def test_fewer_shares_are_uniform_whatever_the_secret() -> None:
     for secret in (bytes(32), b"\xff" * 32):
         limbs = np.concatenate(
             [
-                split([secret], threshold=2, num_shares=3, entropy=entropy)[1].ravel()
+                split([secret], threshold=2, points=range(1, 4), entropy=entropy)[1].ravel()
                 for _ in range(2000)
             ]
         )
@@ -124,7 +124,7 @@ def test_fewer_shares_are_uniform_whatever_the_secret() -> None:
 
 def test_a_wrong_share_changes_the_secret_or_is_noticed() -> None:
     secret = b"s" * 32
-    shares = split([secret], threshold=3, num_shares=4, entropy=ENTROPY)
+    shares = split([secret], threshold=3, points=range(1, 5), entropy=ENTROPY)
     for limb in range(LIMBS):
         forged = shares[:3].copy()
         forged[1, 0, limb] = (int(forged[1, 0, limb]) + 1) % PRIME
@@ -147,7 +147,7 @@ def test_rejection_draws_again_until_every_value_is_below_p() -> None:
         served.append(n)
         return b"\xff" * n if len(served) == 1 else b"\x01" * n
 
-    shares = split([bytes(32)], threshold=2, num_shares=2, entropy=entropy)
+    shares = split([bytes(32)], threshold=2, points=range(1, 3), entropy=entropy)
     assert served == [36, 36]
     assert (shares[0, 0] == 0x0101).all()
 
@@ -157,12 +157,12 @@ def test_rejection_draws_again_until_every_value_is_below_p() -> None:
 )
 def test_impossible_thresholds_are_refused(threshold: int, num_shares: int) -> None:
     with pytest.raises(ConfigurationError, match="threshold"):
-        split([bytes(32)], threshold=threshold, num_shares=num_shares, entropy=ENTROPY)
+        split([bytes(32)], threshold=threshold, points=range(1, num_shares + 1), entropy=ENTROPY)
 
 
 def test_secrets_of_another_length_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="32 bytes"):
-        split([bytes(31)], threshold=1, num_shares=1, entropy=ENTROPY)
+        split([bytes(31)], threshold=1, points=range(1, 2), entropy=ENTROPY)
 
 
 @pytest.mark.parametrize("points", [[1, 1], [0, 1], [1, PRIME], [-1, 1], [1, PRIME + 1]])
@@ -173,12 +173,6 @@ def test_repeated_or_forbidden_points_are_refused(points: list[int]) -> None:
         combine_each(np.zeros((1, 2, LIMBS), np.uint16), np.array([points]))
     with pytest.raises(ConfigurationError, match="points"):
         split([bytes(32)], threshold=2, points=points, entropy=ENTROPY)
-
-
-def test_one_of_points_and_num_shares_must_be_given() -> None:
-    for arguments in ({}, {"points": [1, 2], "num_shares": 2}):
-        with pytest.raises(ConfigurationError, match="either points or num_shares"):
-            split([bytes(32)], threshold=1, entropy=ENTROPY, **arguments)
 
 
 def test_more_shares_than_points_are_refused() -> None:
@@ -304,7 +298,7 @@ def test_malformed_shares_are_refused(data: bytes) -> None:
 
 
 def test_encoding_is_the_inverse_of_decoding() -> None:
-    shares = split([b"x" * 32, b"y" * 32], threshold=2, num_shares=2, entropy=ENTROPY)
+    shares = split([b"x" * 32, b"y" * 32], threshold=2, points=range(1, 3), entropy=ENTROPY)
     assert (decode_shares(encode_share(shares[1]), count=2) == shares[1]).all()
 
 

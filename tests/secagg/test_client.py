@@ -766,6 +766,62 @@ def test_a_new_attempt_after_a_lost_round_is_possible(world: Any) -> None:
     assert (result.vector == world.ideal(world.names)).all()
 
 
+# -- the differencing guard
+
+
+def _second_sum(world: Any, gone: int, model: bytes) -> tuple[Any, bytes]:
+    """A client of a second round, and the survivors frame it is shown: all without ``gone``."""
+    world.session().run().server.result()
+    again = world.session(round=2, model=model, drop=dict.fromkeys(world.names[-gone:], 2))
+    while again.server.phase is not ServerPhase.COLLECT_CONSISTENCY:
+        again.step()
+    return again.clients[NAME], again.shown_to(NAME, MessageType.SURVIVORS)
+
+
+@pytest.mark.parametrize(
+    ("scope", "model", "refused"),
+    [
+        ("off", MODEL, False),
+        ("off", b"n" * 32, False),
+        ("model", MODEL, True),
+        ("model", b"n" * 32, False),
+        ("task", MODEL, True),
+        ("task", b"n" * 32, True),
+    ],
+)
+def test_a_difference_of_two_sums_that_isolates_a_few_is_not_signed(
+    make_world: Any, scope: str, model: bytes, refused: bool
+) -> None:
+    world = make_world(n=12, settings={"differencing": scope})
+    client, survivors = _second_sum(world, 1, model)
+    if not refused:
+        assert client.receive(survivors)
+        return
+    with pytest.raises(RoundAborted) as caught:
+        client.receive(survivors)
+    assert caught.value.code == "Differencing"
+    assert client.phase is ClientPhase.ABORTED
+    assert client.survivors == ()
+    with pytest.raises(RoundAborted) as caught:
+        client.receive(survivors)
+    assert caught.value.code == "Differencing"
+    assert len(world.journals[NAME].participations(b"t" * 32)) == 1  # nothing was recorded
+
+
+@pytest.mark.parametrize(("gone", "refused"), [(3, True), (4, False)])
+def test_clients_that_may_collude_do_not_count_in_an_isolated_group(
+    make_world: Any, gone: int, refused: bool
+) -> None:
+    """Three honest ones must stay together, so with one colluder a group of three is too small."""
+    world = make_world(n=12, settings={"differencing": "model", "min_honest": 3})
+    client, survivors = _second_sum(world, gone, MODEL)
+    if refused:
+        with pytest.raises(RoundAborted, match="isolate 3 clients, floor is 4"):
+            client.receive(survivors)
+    else:
+        assert client.receive(survivors)
+
+
 # -- charge before release
 
 

@@ -177,35 +177,20 @@ def test_the_golden_transcript_has_not_changed(make_world: Any) -> None:
 # -- validity
 
 
+class _Redated(Registry):
+    """Other dates under the digest that a transcript names: then only the dates are at fault."""
+
+
 @pytest.mark.parametrize("who", ["agent-03", "coordinator"])
 def test_a_record_of_somebody_who_was_not_valid_is_refused(make_world: Any, who: str) -> None:
-    """All sign as ever; the registry says that one of them was not to take part any more."""
-    honest = make_world()
-    world = make_world(validity={who: (0, honest.now - 1)})
-    real, claims = world.registry, honest.registry
-    transcript = transcript_of(_under(honest, claims, real).session())
-    transcript.verify(claims)
-    with pytest.raises(ProtocolError):
-        transcript.verify(real)  # of another registry, already by its digest
-    pinned = Transcript(transcript.data, transcript.body)
+    world = make_world()
+    transcript = transcript_of(world.session())
+    later = _Redated(make_world(validity={who: (0, world.now - 1)}).registry.entries)
+    with pytest.raises(ProtocolError, match="another registry"):
+        transcript.verify(later)
+    later.digest = transcript.config.registry_digest
     with pytest.raises(ProtocolError, match=f"{who} was not valid"):
-        _verify_as(pinned, real)
-
-
-def _under(world: Any, claims: Registry, real: Registry) -> Any:
-    assert claims.agents == real.agents
-    assert claims.digest != real.digest
-    return world
-
-
-class _Renamed(Registry):
-    """Another registry's dates under this one's digest: only the dates can then be at fault."""
-
-
-def _verify_as(transcript: Transcript, real: Registry) -> None:
-    stand_in = _Renamed(real.entries)
-    stand_in.digest = transcript.config.registry_digest
-    transcript.verify(stand_in)
+        transcript.verify(later)
 
 
 # -- sparse
@@ -267,19 +252,12 @@ def test_every_member_of_u2_needs_a_quorum_of_its_own_holders(
     for owner in ("agent-05", "agent-17"):
         near = [name for name in cohort.holders(owner) if name in signed]
         spare = len(near) - cohort.threshold
-        assert owner not in near
         assert spare >= 0
-        for missing in (spare, spare + 1):
-            kept = [frame for name, frame in signed.items() if name not in near[:missing]]
-            fewer = changed(world, transcript, consents=tuple(kept))
-            if missing == spare:
-                try:
-                    fewer.verify(world.registry)
-                except ProtocolError as error:
-                    assert f"holders of {owner}," not in str(error)
-            else:
-                with pytest.raises(ProtocolError, match="signatures by holders of"):
-                    fewer.verify(world.registry)
+        missing = near[: spare + 1]
+        kept = [frame for name, frame in signed.items() if name not in missing]
+        assert len(kept) > 4 * cohort.threshold  # plenty, but too few of them are its holders
+        with pytest.raises(ProtocolError, match="signatures by holders of"):
+            changed(world, transcript, consents=tuple(kept)).verify(world.registry)
 
 
 # -- the record of an ideal sum

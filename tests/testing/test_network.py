@@ -130,9 +130,7 @@ def test_a_packet_of_this_round_can_come_back_one_exchange_later() -> None:
 def test_packets_of_an_earlier_round_come_back_and_are_refused() -> None:
     first = play(ADAPTER, SPEC, VECTORS)
     event = Event(fault=Fault.REPLAY, kind="masked", argument=1)
-    run = play(
-        ADAPTER, RoundSpec(round=2), VECTORS, Schedule(events=(event,)), earlier=(first,)
-    )
+    run = play(ADAPTER, RoundSpec(round=2), VECTORS, Schedule(events=(event,)), earlier=(first,))
     assert len([refusal for refusal in run.refusals if refusal.foreign]) == len(NAMES)
     assert survivors(run) == NAMES
 

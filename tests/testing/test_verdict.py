@@ -91,7 +91,7 @@ def test_an_empty_verdict_does_not_look_like_a_pass() -> None:
 def test_scripts_compile_whatever_the_texts_hold() -> None:
     adapter = PairwiseAdapter()
     outcome = Outcome(id="A2-x", title="two", status=Status.FAILED, detail=HOSTILE[:-1])
-    steps = [(0, "deliver", 1, ("a", "b", b"\x00'\"", "kind"))]
+    steps = [("deliver", 1, ("a", "b", b"\x00'\"", "kind"))]
     assert compile(steps_script(outcome, adapter, {"round": 2}, steps), "s", "exec")
     assert compile(attack_script(outcome, adapter, thorough=True), "s", "exec")
     assert reference_of(adapter) == "privfedrl.testing.pairwise:PairwiseAdapter"

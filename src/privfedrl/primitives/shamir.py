@@ -57,8 +57,7 @@ def split(
     secrets: Sequence[bytes],
     *,
     threshold: int,
-    num_shares: int | None = None,
-    points: Sequence[int] | None = None,
+    points: Sequence[int],
     entropy: Entropy,
 ) -> Shares:
     """Share m secrets with independent polynomials.
@@ -67,15 +66,12 @@ def split(
         secrets: m byte strings of 32 bytes.
         threshold: t, 1 <= t <= N.
         points: the N public values of x, distinct and from 1 to 65520.
-        num_shares: N, short for the points 1 to N; give one of the two.
     Returns:
         uint16 [N, m, 18]; row i belongs to points[i].
     Raises:
         ConfigurationError: a length, a count or a point is out of range.
     """
-    if (points is None) == (num_shares is None):
-        raise ConfigurationError("either points or num_shares must be given")
-    count = len(points) if points is not None else int(num_shares or 0)
+    count = len(points)
     if not 1 <= threshold <= count <= MAX_SHARES:
         raise ConfigurationError(
             f"1 <= threshold <= number of shares <= {MAX_SHARES} must hold, "
@@ -87,7 +83,7 @@ def split(
     coefficients = np.empty((threshold, columns))
     coefficients[0] = _to_limbs(b"".join(secrets)).ravel()
     coefficients[1:] = _uniform((threshold - 1) * columns, entropy).reshape(-1, columns)
-    powers = _vandermonde(threshold, tuple(points or range(1, count + 1)))
+    powers = _vandermonde(threshold, tuple(points))
     values = _reduce(powers @ coefficients)
     return values.astype(np.uint16).reshape(count, len(secrets), LIMBS)
 

@@ -108,10 +108,10 @@ class Graph:
 def graph_of(roster: bytes, *, num_clients: int, degree: int, server: ServerModel) -> Graph:
     """The graph that belongs to a roster digest.
 
-    A permutation of the ranks from SHAKE-256(L("graph") || roster), then for the semi-honest
-    server the ring in which places at distance 1 to k/2 are joined (the graph for which
-    connectedness is proved), for the malicious server the public :func:`circulant` (an arc of a
-    ring is closed except at its ends, the worst shape). Cached: O(n log n) once, O(k) per client.
+    A permutation of the ranks from SHAKE-256(L("graph") || roster). For the semi-honest server
+    then the ring in which places at distance 1 to k/2 are joined: the graph for which connectedness
+    is proved. For the malicious server the public :func:`circulant`: the second eigenvalue of a
+    ring is nearly k, so nothing could be proved of it. Cached: O(n log n) once, O(k) per client.
 
     Args:
         roster: 32 bytes, the digest that every member signed.

@@ -211,7 +211,7 @@ class SqliteJournal:
         values: tuple[bytes, ...] = (new.model_digest,)
         if scope == "task":
             wanted, values = "task = ? OR model = ?", (task_id, new.model_digest)
-        return self._read(f"{_SIGNED} WHERE {wanted} GROUP BY model, members", values)
+        return self._read(f"{_SIGNED} WHERE {wanted} GROUP BY members", values)
 
     def _read(self, query: str, values: tuple[bytes, ...]) -> tuple[Participation, ...]:
         with _storage_errors("the journal cannot be read"):

@@ -22,7 +22,7 @@ bound such a minor is smaller than the product of enough primes. A group that ex
 is a needless refusal; it takes a minor divisible by p, impossible up to 22 rows or classes.
 Finding the lightest vector of a space is NP-hard in general: groups of one and two are found by
 sorting, larger ones by a search whose work is bounded; when it ends early the answer is a refusal.
-Reference: differencing and disaggregation of secure sums, Lam et al. 2021 (arXiv 2106.06089).
+Reference: Lam et al. 2021, gradient disaggregation (arXiv 2106.06089), is the attack.
 """
 
 from __future__ import annotations

@@ -118,7 +118,13 @@ def other_stages(bench: Bench) -> None:
     def to_server(leg: int, answers: list[Packet]) -> list[Packet]:
         return [answer for answer in every if answer not in recording.answers[leg]]
 
-    undisturbed(bench, "packets of other stages", to_clients=to_clients, to_server=to_server)
+    scene = undisturbed(
+        bench, "packets of other stages", to_clients=to_clients, to_server=to_server
+    )
+    for party in list(scene.parties):
+        for packet in recording.packets:
+            scene.deliver(party, replace(packet, recipient=party.name))
+    bench.judge(scene, "everybody's packets after the end")
 
 
 def other_recipients(bench: Bench) -> None:
@@ -300,12 +306,14 @@ BYTE_ATTACKS: Final = (
         title="a repeated packet changes something",
         needs=claims(Claim.EXACT_SUM, Claim.IDEMPOTENT),
         run=duplicates,
+        cost=2,
     ),
     Attack(
         id="A7-other-rounds",
         title="packets of another round, attempt or task are taken",
         needs=_REPLAY,
         run=other_rounds,
+        cost=3,
     ),
     Attack(
         id="A7-old-opening",
@@ -330,18 +338,21 @@ BYTE_ATTACKS: Final = (
         title="damaged frames raise untyped errors, change state or the sum",
         needs=claims(Claim.TYPED_ERRORS, Claim.TAMPER_PROOF, Claim.EXACT_SUM),
         run=damaged_frames,
+        cost=2,
     ),
     Attack(
         id="A16-hostile",
         title="nested, huge or foreign frames raise untyped errors or change state",
         needs=claims(Claim.TYPED_ERRORS),
         run=hostile_frames,
+        cost=2,
     ),
     Attack(
         id="A16-memory",
         title="a small frame makes a party allocate much",
         needs=claims(Claim.BOUNDED_MEMORY, Claim.TYPED_ERRORS),
         run=hungry_frames,
+        cost=2,
     ),
     Attack(
         id="A16-transcript",

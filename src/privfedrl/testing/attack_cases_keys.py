@@ -277,5 +277,6 @@ KEY_ATTACKS: Final = (
         title="public keys of low order are accepted",
         needs=_STRICT,
         run=low_order,
+        cost=4,
     ),
 )

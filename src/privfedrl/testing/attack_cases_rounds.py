@@ -338,6 +338,7 @@ ROUND_ATTACKS: Final = (
         title="masks of two rounds are related",
         needs=claims(Claim.FRESH_MASKS, Claim.UNIFORM_MASKS),
         run=reused_masks,
+        cost=3,
     ),
     Attack(
         id="A8-clients",
@@ -350,12 +351,14 @@ ROUND_ATTACKS: Final = (
         title="a restarted client releases a second masked vector",
         needs=claims(Claim.SPENT_ROUNDS),
         run=restart,
+        cost=4,
     ),
     Attack(
         id="A11-rewind",
         title="a client takes part in a round that is over",
         needs=claims(Claim.SPENT_ROUNDS, Claim.EXACT_SUM),
         run=rewind,
+        cost=3,
     ),
     Attack(
         id="A13-view",
@@ -368,24 +371,28 @@ ROUND_ATTACKS: Final = (
         title="inputs that are no residues, or not finite, are masked",
         needs=claims(Claim.EXACT_SUM, Claim.TYPED_ERRORS, Claim.DROPOUTS),
         run=odd_inputs,
+        cost=3,
     ),
     Attack(
         id="A15-wrap",
         title="large residues spoil the sum",
         needs=_SUM,
         run=wrapping_inputs,
+        cost=2,
     ),
     Attack(
         id="A18-dropouts",
         title="clients that vanish at one stage spoil the sum",
         needs=_DROPOUTS,
         run=dropouts,
+        cost=4,
     ),
     Attack(
         id="A18-mixed",
         title="clients that vanish at several stages spoil the sum",
         needs=_DROPOUTS,
         run=mixed_dropouts,
+        cost=2,
     ),
     Attack(
         id="A18-order",

@@ -158,24 +158,28 @@ SHARE_ATTACKS: Final = (
         title="a masked vector of another length spoils the sum",
         needs=claims(Claim.EXACT_SUM, Claim.TYPED_ERRORS, Claim.DROPOUTS),
         run=forged_vectors,
+        cost=2,
     ),
     Attack(
         id="A17-shares",
         title="wrong, repeated, missing or misshapen shares change the sum",
         needs=_SHARES,
         run=wrong_shares,
+        cost=6,
     ),
     Attack(
         id="A17-outvoted",
         title="one liar is enough to stop the round",
         needs=_SHARES,
         run=outvoted_liar,
+        cost=2,
     ),
     Attack(
         id="A17-boxes",
         title="wrongly dealt shares change the sum",
         needs=_SHARES,
         run=wrong_boxes,
+        cost=3,
     ),
     Attack(
         id="A17-commitment",

@@ -135,7 +135,7 @@ def equivocal_stages(bench: Bench) -> None:
 def below_the_floor(bench: Bench) -> None:
     """So few take part that the floors forbid a sum, whoever closes the phases."""
     names = bench.scene(**_STRICT).names
-    for present in bench.sample(range(1, len(names)), 4):
+    for present in bench.sample(range(1, len(names)), 6):
         for changes in ({}, {"min_clients": 2, "min_honest": 2, "max_colluding": 0}):
             scene = bench.scene(**_STRICT)
             server = _server(scene, **changes)
@@ -232,7 +232,7 @@ def weaker_rules(bench: Bench) -> None:
     """The server's round has other thresholds, floors, moduli or sizes than the clients'."""
     built = 0
     for changes in _WEAKER:
-        for present in (4, 7):
+        for present in (4, 5, 7):
             scene = bench.scene(**_STRICT)
             server = _server(scene, **changes)
             if server is not None:
@@ -319,6 +319,7 @@ VIEW_ATTACKS: Final = (
         title="clients with two models or plans share a sum",
         needs=claims(Claim.MODEL_BINDING),
         run=split_models,
+        cost=2,
     ),
     Attack(
         id="A2-crafted-model",
@@ -331,6 +332,7 @@ VIEW_ATTACKS: Final = (
         title="two survivor sets make a client reveal both shares of one peer",
         needs=claims(Claim.ONE_SHARE_KIND),
         run=both_shares,
+        cost=2,
     ),
     Attack(
         id="A3-late-survivor",
@@ -343,12 +345,14 @@ VIEW_ATTACKS: Final = (
         title="two survivor sets of one round are both opened",
         needs=_AGREEMENT,
         run=equivocal_survivors,
+        cost=4,
     ),
     Attack(
         id="A4-stages",
         title="two views of an earlier or later stage give two sums or a wrong one",
         needs=_AGREEMENT,
         run=equivocal_stages,
+        cost=6,
     ),
     Attack(
         id="A9-floor",
@@ -367,12 +371,14 @@ VIEW_ATTACKS: Final = (
         title="a server that ignores thresholds opens two survivor sets",
         needs=_AGREEMENT,
         run=lax_views,
+        cost=3,
     ),
     Attack(
         id="A9-lax",
         title="a server that ignores floors opens a small sum",
         needs=_FLOOR,
         run=lax_server,
+        cost=5,
     ),
     Attack(
         id="A9-sybil",
@@ -391,6 +397,7 @@ VIEW_ATTACKS: Final = (
         title="two rounds on one model differ by one client",
         needs=claims(Claim.DIFFERENCING),
         run=differing_rounds,
+        cost=4,
     ),
     Attack(
         id="A12-next-model",

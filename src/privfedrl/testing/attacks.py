@@ -166,7 +166,7 @@ def _script(
             problems = judge(replay(adapter, spec, steps))
             return kind in map(_kind, problems)
 
-        if still_fails(ended.scene.steps):
+        if not tries or still_fails(ended.scene.steps):
             steps = shrink(ended.scene.steps, still_fails, tries=tries)
             script = steps_script(outcome, adapter, spec, steps)
             if len(script) <= _MAX_SCRIPT:

@@ -23,7 +23,8 @@ from privfedrl.errors import ConfigurationError
 from privfedrl.testing.adapter import AggregationAdapter, Claim, RoundSpec
 from privfedrl.testing.invariants import Violation, violations
 from privfedrl.testing.network import Action, Edit, Schedule, SimulatedNetwork, Step, play_round
-from privfedrl.testing.replay import colluders, draw_vectors
+from privfedrl.testing.replay import colluders, draw_vectors, judge
+from privfedrl.testing.schedule import shrink
 from privfedrl.testing.strategies import edits
 
 __all__ = ["PROFILES", "Profile", "aggregation_machine"]
@@ -32,6 +33,9 @@ Profile = Literal["honest-but-curious", "transport-only", "malicious-server", "c
 
 _PICK: Final = st.integers(0, 999)
 """Reduced modulo the number of things there are to choose from, so that shrinking is steady."""
+
+_TRIES: Final = 60
+"""How often a failing schedule is played again to make it smaller: seconds, not minutes."""
 
 _REPEATED: Final = 4
 """One example in so many is played a second time to see whether it gives the same bytes."""
@@ -44,6 +48,8 @@ class _Curious(RuleBasedStateMachine):
     spec: ClassVar[RoundSpec]
     coalition: ClassVar[bool] = False
     place: ClassVar[str] = ""
+    shrinking: ClassVar[bool] = True
+    smallest: ClassVar[dict[Schedule, Schedule]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,11 +179,24 @@ class _Curious(RuleBasedStateMachine):
             if [sent.packet for sent in one.packets] != [sent.packet for sent in two.packets]
         )
 
+    def _small(self, schedule: Schedule, found: tuple[Violation, ...]) -> Schedule:
+        """A smaller schedule that breaks the same, where judging alone shows it."""
+        broken = {violation.invariant for violation in found}
+
+        def fails(candidate: Schedule) -> bool:
+            again = judge(self.adapter, self.spec, candidate, coalition=self.coalition)
+            return bool(broken & {violation.invariant for violation in again})
+
+        if self.shrinking and schedule not in self.smallest:
+            small = shrink(schedule, fails, tries=_TRIES) if fails(schedule) else schedule
+            self.smallest[schedule] = small
+        return self.smallest.get(schedule, schedule)
+
     def _judge(self, found: tuple[Violation, ...]) -> None:
         if not found:
             return
         self.failed = True
-        script = self.network.schedule().script(
+        script = self._small(self.network.schedule(), found).script(
             self.place, spec=self.spec, coalition=self.coalition
         )
         lines = "\n".join(str(violation) for violation in found)
@@ -247,6 +266,16 @@ class _Server(_Transport):
             if sent.packet.recipient == name:
                 self.network.deliver(sent.number)
 
+    @precondition(lambda self: self.network.num_views < 3)
+    @rule()
+    def run_the_round_again(self) -> None:
+        """Restart everybody and open the round of the same number once more."""
+        self.do(Action.FINISH)
+        for name in self.names:
+            self.do(Action.RESTART, name=name)
+        self.do(Action.FORK, argument=-1, audience=self.names)
+        self.do(Action.FINISH)
+
     @precondition(lambda self: self.ruthless and not self.network.finished())
     @rule(pick=_PICK)
     def shrink_cohort(self, pick: int) -> None:
@@ -278,7 +307,7 @@ def aggregation_machine(
         adapter: what is attacked; its parties must be deterministic for the replay to be exact.
         profile: how much the adversary may do.
         thorough: minutes instead of seconds.
-        shrinking: whether a failure is made smaller, which may take a minute.
+        shrinking: whether a failure is made smaller, which takes seconds; thorough: minutes.
         spec: the first round; later ones count up.
         place: "module:name" under which the printed script imports the adapter; its class if None.
     Raises:
@@ -294,6 +323,8 @@ def aggregation_machine(
             "adapter": adapter,
             "spec": spec or RoundSpec(),
             "coalition": profile == "coalition",
+            "shrinking": shrinking,
+            "smallest": {},
             "place": place or f"{kind.__module__}:{kind.__qualname__}",
         },
     )
@@ -304,7 +335,7 @@ def aggregation_machine(
 
 
 def _settings(*, thorough: bool, shrinking: bool) -> settings:
-    phases = (Phase.generate, Phase.shrink) if shrinking else (Phase.generate,)
+    phases = (Phase.generate, Phase.shrink) if shrinking and thorough else (Phase.generate,)
     return settings(
         phases=phases,
         max_examples=150 if thorough else 25,

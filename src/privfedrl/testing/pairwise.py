@@ -14,14 +14,12 @@ import numpy as np
 
 from privfedrl.errors import PrivfedrlError
 from privfedrl.primitives.random import DeterministicEntropy
-from privfedrl.primitives.signing import Ed25519Signer
 from privfedrl.secagg import (
     ClientPhase,
     Identity,
     MemoryJournal,
     Outgoing,
     Registry,
-    RegistryEntry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,
@@ -45,28 +43,22 @@ __all__ = ["PairwiseAdapter"]
 _SERVER: Final = "server"
 
 
-class _ImpostorSigner:
-    """Shows the registered key and signs with another one."""
-
-    def __init__(self, name: str) -> None:
-        self.verify_key = _identity(name).verify_key
-        self._other = Ed25519Signer.generate(DeterministicEntropy(b"impostor/" + name.encode()))
-
-    def sign(self, message: bytes) -> bytes:
-        return self._other.sign(message)
-
-
 @cache
 def _identity(name: str, *, impostor: bool = False) -> Identity:
-    if impostor:
-        return Identity(name, _ImpostorSigner(name))
-    return Identity.generate(name, DeterministicEntropy(b"kit identity/" + name.encode()))
+    label = b"kit impostor/" if impostor else b"kit identity/"
+    return Identity.generate(name, DeterministicEntropy(label + name.encode()))
 
 
 @cache
-def _registry(names: tuple[str, ...]) -> Registry:
-    entries: list[RegistryEntry] = [_identity(name).entry("agent") for name in names]
-    return Registry([*entries, _identity(_SERVER).entry("coordinator")])
+def _registry(names: tuple[str, ...], impostor: str = "") -> Registry:
+    """Of clients and server; ``impostor`` is one of them with another key than the true one."""
+    entries = [
+        _identity(name, impostor=name == impostor).entry(
+            "coordinator" if name == _SERVER else "agent"
+        )
+        for name in (*names, _SERVER)
+    ]
+    return Registry(entries)
 
 
 def _entropy(spec: RoundSpec, name: str) -> DeterministicEntropy:
@@ -76,6 +68,7 @@ def _entropy(spec: RoundSpec, name: str) -> DeterministicEntropy:
 
 @dataclass(slots=True)
 class _Client:
+    name: str
     party: SecAggClient
     vector: RingVector = field(repr=False)
     model: bytes
@@ -109,14 +102,15 @@ class PairwiseAdapter(AggregationAdapter):
         )
 
     def registry(self, spec: RoundSpec, name: str) -> Registry:
-        """The true registry; an outsider believes in one with itself in the last place."""
+        """The true registry; who is not in it, or not with that key, believes in another one."""
         names = self.client_names(spec)
         true = _registry(names)
-        if name == _SERVER or name in names:
+        if name in (*names, _SERVER) and name not in spec.impostors:
             return true
-        believed = Registry(_registry((*names[:-1], name)).entries)
-        believed.digest = true.digest  # so that it goes on and its bytes reach the server
-        return believed
+        believed = names if name in (*names, _SERVER) else (*names[:-1], name)
+        forged = Registry(_registry(believed, name if name in spec.impostors else "").entries)
+        forged.digest = true.digest  # so that it goes on and its bytes reach the others
+        return forged
 
     def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> _Client:
         party = SecAggClient(
@@ -127,7 +121,7 @@ class PairwiseAdapter(AggregationAdapter):
             journal=store.setdefault("journal", MemoryJournal()),
             entropy=_entropy(spec, name),
         )
-        return _Client(party, vector, spec.model)
+        return _Client(name, party, vector, spec.model)
 
     def make_server(self, spec: RoundSpec) -> _Server:
         party = SecAggServer(
@@ -151,7 +145,7 @@ class PairwiseAdapter(AggregationAdapter):
             out = party.party.start(packet.data, party.vector, model_digest=party.model)
         else:
             out = party.party.receive(packet.data)
-        return self._packets(packet.recipient, out)
+        return self._packets(party.name, out)
 
     def close_phase(self, server: _Server) -> list[Packet]:
         return self._from_server(server, server.party.close_phase())

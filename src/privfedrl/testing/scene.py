@@ -3,17 +3,19 @@
 Guarantee: everything that an attack does to the parties is recorded as plain steps, and
 :func:`replay` of those steps does it again with the same adapter, so a finding is a script.
 
-A *step* is a tuple of literals that starts with its own number; a packet is named by the step that
-emitted it and its place there, or spelled out if no party emitted it. A *round key* is (task,
-round, attempt).
+A *step* is a tuple of literals: what is done, to which party, and with what. A packet is named by
+who sent it to whom and the how-manieth it was, or spelled out if no party emitted it. A *round key*
+is (task, round, attempt).
 """
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,7 @@ class Scene:
     revealed: list[tuple[Party, RoundKey, Reveal]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     tolerates: tuple[type[Exception], ...] = ()
-    _names: dict[Packet, tuple[int, int]] = field(default_factory=dict, repr=False)
+    _names: dict[Packet, tuple[int, str, int]] = field(default_factory=dict, repr=False)
     _makers: dict[Packet, Party] = field(default_factory=dict, repr=False)
 
     @property
@@ -159,31 +161,29 @@ class Scene:
         self.parties.append(party)
         return party
 
-    def _record(self, verb: str, party: Party, values: Sequence[Any]) -> int:
-        number = len(self.steps)
-        self.steps.append((number, verb, party.number, *values))
-        return number
+    def _record(self, verb: str, party: Party, values: Sequence[Any]) -> None:
+        self.steps.append((verb, party.number, *values))
 
     # driving them
 
     def start(self, server: Party) -> list[Packet]:
         """Open the round of ``server``."""
-        number = self._record("start", server, ())
-        return self._act(number, server, lambda: self.adapter.start(server.handle), None)
+        self._record("start", server, ())
+        return self._act(server, lambda: self.adapter.start(server.handle), None)
 
     def close(self, server: Party) -> list[Packet]:
         """The deadline of the current phase has passed."""
-        number = self._record("close", server, ())
-        return self._act(number, server, lambda: self.adapter.close_phase(server.handle), None)
+        self._record("close", server, ())
+        return self._act(server, lambda: self.adapter.close_phase(server.handle), None)
 
     def deliver(self, party: Party, packet: Packet) -> list[Packet]:
         """Hand over one packet; a refusal is noted and gives nothing."""
         name: Any = self._names.get(packet)
         if name is None:
             name = (packet.sender, packet.recipient, packet.data, packet.kind)
-        number = self._record("deliver", party, (name,))
+        self._record("deliver", party, (name,))
         act = lambda: self.adapter.deliver(party.handle, packet)  # noqa: E731 - two words, used once
-        return self._act(number, party, act, packet)
+        return self._act(party, act, packet)
 
     def derived(self, packet: Packet, source: Packet) -> Packet:
         """Note that ``packet`` was made from ``source``: it speaks for the same server."""
@@ -207,7 +207,7 @@ class Scene:
             return None
 
     def _act(
-        self, number: int, party: Party, act: Callable[[], list[Packet]], cause: Packet | None
+        self, party: Party, act: Callable[[], list[Packet]], cause: Packet | None
     ) -> list[Packet]:
         ended = cause is not None and self.finished(party)
         try:
@@ -222,13 +222,14 @@ class Scene:
         earlier = {packet.data for packet in party.sent}
         if ended and any(packet.data not in earlier for packet in packets):
             self.faults.append(f"{party.name} sent something new after its end")
-        for place, packet in enumerate(packets):
-            self._names.setdefault(packet, (number, place))
+        for packet in packets:
+            before = sum(sent.recipient == packet.recipient for sent in party.sent)
+            self._names.setdefault(packet, (party.number, packet.recipient, before))
+            party.sent.append(packet)
             if party.server:
                 self._makers.setdefault(packet, party)
             elif cause is not None:
                 self._observe(party, packet, self._makers.get(cause))
-        party.sent += packets
         return packets
 
     def _observe(self, client: Party, packet: Packet, origin: Party | None) -> None:
@@ -306,8 +307,7 @@ def replay(adapter: AggregationAdapter, spec: Mapping[str, Any], steps: Iterable
     """Do ``steps`` again. A step whose party or packet no longer comes about is left out."""
     scene = Scene(adapter, RoundSpec(**spec))
     parties: dict[int, Party] = {}
-    emitted: dict[tuple[int, int], Packet] = {}
-    for number, verb, who, *values in steps:
+    for verb, who, *values in steps:
         if verb == "server":
             parties[who] = scene.server(lax=values[1], **_full(values[0]))
         elif verb == "client":
@@ -320,8 +320,7 @@ def replay(adapter: AggregationAdapter, spec: Mapping[str, Any], steps: Iterable
                 **_full(changes),
             )
         elif who in parties:
-            for place, packet in enumerate(_again(scene, verb, parties[who], values, emitted)):
-                emitted[number, place] = packet
+            _again(scene, verb, parties[who], values, parties)
     return scene
 
 
@@ -331,42 +330,53 @@ def _full(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _again(
-    scene: Scene,
-    verb: str,
-    party: Party,
-    values: Sequence[Any],
-    emitted: Mapping[tuple[int, int], Packet],
-) -> list[Packet]:
+    scene: Scene, verb: str, party: Party, values: Sequence[Any], parties: Mapping[int, Party]
+) -> None:
     if verb == "start":
-        return scene.start(party)
-    if verb == "close":
-        return scene.close(party)
-    named = values[0]
-    packet = emitted.get(named) if len(named) == 2 else Packet(*named)
-    return [] if packet is None else scene.deliver(party, packet)
+        scene.start(party)
+    elif verb == "close":
+        scene.close(party)
+    else:
+        packet = _named(values[0], parties)
+        if packet is not None:
+            scene.deliver(party, packet)
+
+
+def _named(name: tuple[Any, ...], parties: Mapping[int, Party]) -> Packet | None:
+    if len(name) == 4:
+        return Packet(*name)
+    sender, recipient, place = name
+    sent = parties[sender].sent if sender in parties else []
+    return next(islice((p for p in sent if p.recipient == recipient), place, None), None)
 
 
 def shrink(
-    steps: Sequence[Step], still_fails: Callable[[Sequence[Step]], bool], *, tries: int = 80
+    steps: Sequence[Step],
+    still_fails: Callable[[Sequence[Step]], bool],
+    *,
+    tries: int = 80,
+    seconds: float = 10.0,
 ) -> list[Step]:
     """Leave out what the finding does not need: halves first, single steps last.
 
     Args:
         still_fails: whether a list of steps shows the finding. tries: calls to it at most.
+        seconds: no new try after so many.
     Returns:
         a list that still fails; ``steps`` itself if ``tries`` is 0.
     """
     kept, size = list(steps), max(1, len(steps) // 2)
+    end = time.monotonic() + seconds
     while tries > 0:
         start = 0
-        while start < len(kept) and tries > 0:
+        while start < len(kept) and tries > 0 and time.monotonic() < end:
             shorter = kept[:start] + kept[start + size :]
             tries -= 1
             if shorter and still_fails(shorter):
                 kept = shorter
             else:
                 start += size
-        if size == 1:
+        if size == 1 or time.monotonic() >= end:
             break
         size //= 2
     return kept

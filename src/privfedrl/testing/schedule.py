@@ -127,7 +127,8 @@ class Step:
         packet: its number; -1 where none is meant.
         name: of the client that is cut, joined, restarted or left out, or who gets the packet.
         argument: SUBSTITUTE: number of the packet whose bytes are used. FORK: the stage from which
-            the client's packets are withheld. CLOSE: the server view, 0 for the first.
+            the client's packets are withheld, -1 for a server without any history. CLOSE: the
+            server view, 0 for the first.
         audience: FORK: the clients that are shown the new view from now on, and no other.
     """
 
@@ -208,10 +209,18 @@ class Schedule:
             yield replace(self, order=())
 
 
-def shrink(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
-    """The smallest schedule that greedy removal reaches and that still ``fails``."""
-    found = next((each for each in schedule.smaller() if fails(each)), None)
-    return schedule if found is None else shrink(found, fails)
+def shrink(
+    schedule: Schedule, fails: Callable[[Schedule], bool], *, tries: int = 10_000
+) -> Schedule:
+    """The smallest schedule that greedy removal reaches in ``tries`` and that still ``fails``."""
+    candidates = schedule.smaller()
+    for _ in range(tries):
+        candidate = next(candidates, None)
+        if candidate is None:
+            break
+        if fails(candidate):
+            schedule, candidates = candidate, candidate.smaller()
+    return schedule
 
 
 def _lean(value: Any) -> Any:

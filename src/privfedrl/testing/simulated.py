@@ -430,7 +430,8 @@ class SimulatedNetwork:
                 number = self._now.made[key]
                 sent = self.sent[number]
                 self.sent[number] = replace(sent, views=sent.views | views)
-                if 0 in views and number not in self.in_flight:
+                again = 0 in views or self._now.shown.get(packet.recipient) in views
+                if again and number not in self.in_flight:
                     self.in_flight.append(number)  # sent again, perhaps because it was lost
                 continue
             number = self._now.made[key] = len(self.sent)

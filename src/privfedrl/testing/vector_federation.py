@@ -32,7 +32,23 @@ from privfedrl.secagg import (
 from privfedrl.secagg.messages import encode_frame, peek
 from privfedrl.secagg.sizes import MessageType
 
-__all__ = ["COMPLETE", "SPARSE", "Federation", "Recorder", "Round", "play", "world_of"]
+__all__ = [
+    "COMPLETE",
+    "COMPLETE_CLIENT",
+    "COMPLETE_KEEP",
+    "NOW",
+    "SPARSE",
+    "SPARSE_CLIENT",
+    "SPARSE_KEEP",
+    "Federation",
+    "Recorder",
+    "Round",
+    "opened",
+    "parse",
+    "play",
+    "round_file",
+    "world_of",
+]
 
 ROOT: Final = DeterministicEntropy(b"pfrl-sa/1 test vectors")
 NOW: Final = 1_800_000_000
@@ -297,3 +313,9 @@ SPARSE: Final = Federation(
 )
 SPARSE_KEEP: Final = {"robot-03": 0, "robot-08": 1, "robot-11": 2, "robot-15": 3}
 SPARSE_CLIENT: Final = "robot-07"
+
+
+def opened(federation: Federation, name: str) -> Round:
+    """A round of which only the config exists, as the client called ``name`` would get it."""
+    config = federation.open(federation.server())[0].data
+    return Round(federation, shown={name: [config]}, entropies={name: federation.entropy(name)})

@@ -17,7 +17,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from pprint import pformat
 from typing import Any, Final
 
 # only builds a tree of the kit's own strings; nothing is parsed
@@ -188,8 +187,8 @@ def steps_script(
 ) -> str:
     """A script that does ``steps`` again and prints what the oracle says."""
     return _head(outcome, adapter) + _STEPS.format(
-        spec=pformat(dict(spec), width=96, sort_dicts=True),
-        steps=pformat(list(steps), width=96, compact=True),
+        spec=repr(dict(spec)),
+        steps="".join(["[\n", *(f"    {step!r},\n" for step in steps), "]"]),
         reference=reference_of(adapter),
     )
 
@@ -209,7 +208,9 @@ def _head(outcome: Outcome, adapter: AggregationAdapter) -> str:
         "detail": outcome.detail,
     }
     # a text must not end the docstring that it is put into
-    harmless = {key: text.replace("\\", "/").replace('"', "'") for key, text in said.items()}
+    harmless = {
+        key: _clean(text).replace("\\", "/").replace('"', "'") for key, text in said.items()
+    }
     return _HEAD.format(**harmless)
 
 
