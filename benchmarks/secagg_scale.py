@@ -68,7 +68,7 @@ class Federation:
             max_colluding=dropouts,
             vector_length=length,
             min_clients=clients - dropouts,
-            graph=SparseGraph(max_dropouts=dropouts, server=server),
+            graph=SparseGraph(max_dropouts=dropouts, security_bits=40, server=server),
         )
         rng = np.random.default_rng(1)
         self.vectors = {

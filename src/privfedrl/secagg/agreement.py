@@ -22,7 +22,7 @@ from privfedrl.errors import (
     RemoteProtocolError,
     RoundAborted,
 )
-from privfedrl.secagg.binding import DIGEST_BYTES, digest
+from privfedrl.secagg.binding import DIGEST_BYTES, digest, join, label
 from privfedrl.secagg.graph import Graph
 from privfedrl.secagg.identity import Identity, Registry, Role
 from privfedrl.secagg.members import Members
@@ -49,6 +49,7 @@ __all__ = [
     "proved_root",
     "read_config",
     "read_roster",
+    "receipt_text",
     "roster_digest",
     "shared_digest",
     "sum_digest",
@@ -374,6 +375,15 @@ def commitment(roster: bytes, name: str, seed: bytes) -> bytes:
 def shared_digest(roster: bytes, shared: SignedSet) -> bytes:
     """Pins U2 and every commitment in it."""
     return digest("shared", roster, shared.members.to_bytes(), shared.root)
+
+
+def receipt_text(cfg: bytes, roster: bytes, shared: bytes) -> bytes:
+    """What a client signs beside its masked vector: the set U2 that it has masked for.
+
+    Whoever holds its shares gives away that of its self mask only to a coordinator that proves the
+    same U2: a consistency signature proves it too, but a client may vanish before it gives one.
+    """
+    return label("receipt") + join(cfg, roster, shared)
 
 
 def survivors_digest(roster: bytes, shared: bytes, survivors: SignedSet) -> bytes:

@@ -39,6 +39,7 @@ from privfedrl.secagg.agreement import (
     members_of,
     proved_root,
     read_roster,
+    receipt_text,
     shared_digest,
     survivors_digest,
     too_small,
@@ -390,7 +391,12 @@ class SecAggClient:
         data = keys.vector.astype(keys.vector.dtype.newbyteorder("<"), copy=False).tobytes()
         self._vector_digest = vector_digest(cohort.roster, name, data)
         return Masked(
-            cfg=self._cfg, sender=name, roster=cohort.roster, shared=self._shared, vector=data
+            cfg=self._cfg,
+            sender=name,
+            roster=cohort.roster,
+            shared=self._shared,
+            receipt=self._identity.sign(receipt_text(self._cfg, cohort.roster, self._shared)),
+            vector=data,
         )
 
     def _open(self, peer: str, sealed: bytes) -> tuple[bytes, bytes]:
@@ -471,6 +477,12 @@ class SecAggClient:
                 f"expected >= {cohort.threshold} signatures, got {len(signers)}",
             )
         alive = set(self._within(self._held_shares, survivors))
+        received = self._read_receipts(message)
+        if not alive <= signers | received | {self._identity.name}:
+            raise abort(
+                AbortCode.SURVIVOR_MISMATCH,
+                "a survivor has not been shown to have masked for the same U2",
+            )
         chosen = [
             self._held_shares[owner][0 if owner in alive else 1]
             for owner in sorted(self._held_shares)
@@ -500,6 +512,18 @@ class SecAggClient:
                 evidence=(self._slots[MessageType.SURVIVORS], data),
             )
         return consent.sender
+
+    def _read_receipts(self, message: UnmaskRequest) -> set[str]:
+        """Who, by its own signature, masked for the same U2 as this client."""
+        text = receipt_text(self._cfg, self._cohort.roster, self._shared)
+        for name, signature in message.receipts:
+            try:
+                if name not in self._cohort.mask_keys:
+                    raise AuthenticationFailed
+                self._cohort.suite.verify(self._registry.verify_key_of(name), signature, text)
+            except AuthenticationFailed as error:
+                raise abort(AbortCode.BAD_SIGNATURE, "a receipt was refused") from error
+        return {name for name, _ in message.receipts}
 
     def _read_set(
         self, message: Delivery | Survivors, *, within: Members | None, own: bytes, code: AbortCode

@@ -71,6 +71,8 @@ Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Sealed = Annotated[bytes, Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+Receipts = Annotated[tuple[tuple[Name, Signature], ...], Meta(max_length=MAX_CLIENTS)]
 Set = Annotated[bytes, Meta(max_length=members_bytes(MAX_CLIENTS))]
 Proof = Annotated[bytes, Meta(max_length=32 * 16 * MAX_CLIENTS)]
 Digests = Annotated[bytes, Meta(max_length=32 * MAX_CLIENTS)]
@@ -170,12 +172,17 @@ class Delivery(_Wire, frozen=True, tag=int(MessageType.DELIVERY)):
 
 
 class Masked(_Wire, frozen=True, tag=int(MessageType.MASKED)):
-    """M3: the masked vector, little-endian words, and the digest of U2 that the masks assume."""
+    """M3: the masked vector, little-endian words, and the digest of U2 that the masks assume.
+
+    ``receipt`` is the sender's signature on that digest alone, for others to see without the vector
+    (``agreement.receipt_text``).
+    """
 
     cfg: Digest
     sender: Name
     roster: Digest
     shared: Digest
+    receipt: Signature
     vector: bytes
 
 
@@ -204,13 +211,18 @@ class Consistency(_Wire, frozen=True, tag=int(MessageType.CONSISTENCY)):
 
 
 class UnmaskRequest(_Wire, frozen=True, tag=int(MessageType.UNMASK_REQUEST)):
-    """Answer to M4: the signed consistency frames of those of U4 whom ``recipient`` asks for."""
+    """Answer to M4: who of U3 among the recipient's holders assumes the same U2 as it does.
+
+    ``consents`` are the signed consistency frames of those in U4, ``receipts`` what the others sent
+    with their vectors.
+    """
 
     cfg: Digest
     sender: Name
     recipient: Name
     roster: Digest
     consents: Frames
+    receipts: Receipts
 
 
 class Unmask(_Wire, frozen=True, tag=int(MessageType.UNMASK)):

@@ -62,12 +62,14 @@ class SparseGraph:
 
     Attributes:
         max_dropouts: how many members of a roster may vanish before its sum is opened.
-        security_bits, correctness_bits: failure probabilities are at most 2^-bits, 1 to 128.
+        security_bits, correctness_bits: failure probabilities are at most 2^-bits, 1 to 128. A
+            server that tries 2^40 rosters (one colluding client's fresh keys are enough) takes 40
+            of the security bits; the default leaves 40.
         server: "malicious" also keeps shares from being split between two survivor sets.
     """
 
     max_dropouts: int
-    security_bits: int = 40
+    security_bits: int = 80
     correctness_bits: int = 40
     server: Literal["semi-honest", "malicious"] = "malicious"
 
@@ -279,6 +281,7 @@ class SecAggParameters:
             security_bits=self.graph.security_bits,
             correctness_bits=self.graph.correctness_bits,
             server=self.graph.server,
+            min_opened=self.min_honest,
         )
         return Topology(
             num_clients=roster_size,
@@ -293,7 +296,9 @@ class SecAggParameters:
         """The most neighbours that a client may have; a roster that would give more is refused."""
         if self.graph is None:
             return self.num_clients - 1
-        return max(self.topology(size).degree for size in (self.floor, self.num_clients))
+        ends = (self.topology(size).degree for size in (self.floor, self.num_clients))
+        # between the ends a degree may be a step or two higher
+        return min(max(ends) + 8, self.num_clients - 1)
 
     @property
     def vector_bytes(self) -> int:

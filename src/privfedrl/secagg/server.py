@@ -30,6 +30,7 @@ from privfedrl.secagg.agreement import (
     check_advert,
     check_pinned,
     feasible,
+    receipt_text,
     shared_digest,
     sum_digest,
     survivors_digest,
@@ -354,8 +355,14 @@ class SecAggServer:
             raise RemoteProtocolError(
                 f"vector must be {self._parameters.vector_bytes} bytes, got {len(message.vector)}"
             )
+        DEFAULT_SUITE.verify(
+            self._registry.verify_key_of(message.sender),
+            message.receipt,
+            receipt_text(self._now.cfg, message.roster, message.shared),
+        )
         words = np.frombuffer(message.vector, dtype=self._total.dtype.newbyteorder("<"))
         np.add(self._total, words, out=self._total)
+        self._now.receipts[message.sender] = message.receipt
         return vector_digest(self._cohort.roster, message.sender, message.vector)
 
     def _take_consistency(self, frame: Frame) -> None:
@@ -477,17 +484,18 @@ class SecAggServer:
         cohort = self._cohort
         names = self._answered(MessageType.CONSISTENCY, cohort.threshold)
         frames = {name: self._answers[MessageType.CONSISTENCY][name].frame for name in names}
-        self._now.consents = tuple(frames.values())
+        now, alive = self._now, frozenset(self._now.survivors)
+        now.consents = tuple(frames.values())
 
         def request_for(recipient: str) -> UnmaskRequest:
+            asked = [name for name in cohort.holders(recipient) if name in alive]
             return UnmaskRequest(
-                cfg=self._now.cfg,
+                cfg=now.cfg,
                 sender=self._identity.name,
                 recipient=recipient,
                 roster=cohort.roster,
-                consents=tuple(
-                    frames[name] for name in cohort.holders(recipient) if name in frames
-                ),
+                consents=tuple(frames[name] for name in asked if name in frames),
+                receipts=tuple((name, now.receipts[name]) for name in asked if name not in frames),
             )
 
         return self._to_each(request_for)
@@ -585,6 +593,7 @@ class _Round:
     adverts: tuple[bytes, ...] = ()
     commitments: dict[str, bytes] = field(default_factory=dict)
     shared_digest: bytes = b""
+    receipts: dict[str, bytes] = field(default_factory=dict)
     survivors: tuple[str, ...] = ()
     vectors: tuple[bytes, ...] = ()
     survivors_digest: bytes = b""

@@ -135,13 +135,14 @@ def frame_limit(message_type: MessageType, limits: Limits) -> int:
             return to_one + 2 * _DIGEST + members + path + sealed
         case MessageType.MASKED:
             vector = _bin(limits.vector_length * limits.ring_bits // 8)
-            return _AROUND + _HEAD + 2 * _DIGEST + vector
+            return _AROUND + _HEAD + 2 * _DIGEST + _bin(SIGNATURE_BYTES) + vector
         case MessageType.SURVIVORS:
             return to_one + 2 * _DIGEST + members + path
         case MessageType.CONSISTENCY:
             return _CONSENT
         case MessageType.UNMASK_REQUEST:
-            return to_one + _DIGEST + _array(k + 1) + (k + 1) * _bin(_CONSENT)
+            # a receipt is shorter than a consent, and nobody is in both lists
+            return to_one + _DIGEST + 2 * _array(k + 1) + (k + 1) * _bin(_CONSENT)
         case MessageType.UNMASK:
             return _AROUND + _HEAD + _DIGEST + _bin((k + 1) * SHARE_BYTES)
         case MessageType.TRANSCRIPT:

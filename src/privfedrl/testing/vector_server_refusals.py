@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from privfedrl.secagg import AbortCode, Transcript
+from privfedrl.secagg import AbortCode
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.vector_cases import CLOSE, Case, Scene, refuses, unauthentic
 from privfedrl.testing.vector_federation import parse
@@ -204,8 +204,8 @@ def _ends(code: AbortCode) -> dict[str, Any]:
 def transcript_cases(complete: Scene, sparse: Scene) -> Iterator[Case]:
     """All cases of whoever verifies a transcript; ``before`` is not used."""
     s = complete
-    federation, good = s.federation, s.round.transcript()
-    body, data = good.body, good.to_bytes()
+    federation, data = s.federation, s.round.transcript().to_bytes()
+    body = parse(data)
 
     def changed(**changes: Any) -> bytes:
         return federation.forge(data, **changes)
@@ -302,13 +302,13 @@ def transcript_cases(complete: Scene, sparse: Scene) -> Iterator[Case]:
 
 def _sparse_transcripts(s: Scene) -> Iterator[Case]:
     """On a sparse graph every member of U2 needs a quorum of its own neighbours."""
-    good: Transcript = s.round.transcript()
+    data = s.round.transcript().to_bytes()
     quorum = s.federation.parameters.topology(len(s.round.server.result().record.members)).threshold
     yield _record(
         s,
         "sparse_quorum",
         "every member of U2 has threshold signatures among its own neighbours",
-        s.federation.forge(good.to_bytes(), consents=good.body.consents[: quorum + 2]),
+        s.federation.forge(data, consents=parse(data).consents[: quorum + 2]),
         **refuses(),
     )
 
