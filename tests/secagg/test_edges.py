@@ -50,9 +50,9 @@ class Fleet:
         return vector
 
     def key(self, edges: Edges, name: str, peer: str, roster: bytes) -> bytes:
-        secret = edges.agree(self.pairs[name], self.pairs[peer].public)
         info = "/".join(sorted((name, peer))).encode()
-        return DEFAULT_SUITE.derive(secret, salt=roster, info=info)
+        own, theirs = self.pairs[name], self.pairs[peer].public
+        return edges.derive(DEFAULT_SUITE, own, theirs, salt=roster, info=info)
 
 
 forms = st.tuples(st.sampled_from(["uint32", "uint64"]), st.sampled_from([1, 5, 400, 70_000]))
@@ -263,6 +263,31 @@ def test_both_ends_agree_on_what_a_key_pair_would_say() -> None:
         one.agree(two.public),
     }
     assert len(secrets) == 1
+
+
+def test_derived_keys_are_those_of_the_agreed_secret_for_every_purpose() -> None:
+    entropy = DeterministicEntropy(b"pairs")
+    one, two = KeyPair.generate(entropy), KeyPair.generate(entropy)
+    shared = SharedEdges()
+    for salt in (b"r" * 32, b"q" * 32):
+        for info in (b"pair", b"share"):
+            expected = DEFAULT_SUITE.derive(one.agree(two.public), salt=salt, info=info)
+            for _ in range(2):  # a third and fourth time is derived anew
+                for pair, peer in ((one, two), (two, one)):
+                    for edges in (shared, OwnEdges()):
+                        key = edges.derive(DEFAULT_SUITE, pair, peer.public, salt=salt, info=info)
+                        assert key == expected
+
+
+def test_threads_of_a_client_change_no_byte() -> None:
+    vectors = []
+    for edges in (OwnEdges(), OwnEdges(threads=2)):
+        vector = np.zeros(300_000, np.uint32)
+        mask(edges, vector, "a", add={"b": b"k" * 32}, subtract={}, self_key=b"s" * 32)
+        vectors.append(vector)
+    assert (vectors[0] == vectors[1]).all()
+    with pytest.raises(ConfigurationError, match="threads"):
+        OwnEdges(threads=0)
 
 
 def test_verified_frames_are_shared_per_registry_only() -> None:

@@ -120,8 +120,8 @@ def test_a_colluder_follows_both_views(bench: Bench) -> None:
     pair = first.members[liar], second.members[liar]
     assert pair[0] is not pair[1]
     assert not any(party.honest for party in pair)
-    assert len(pair[0].sent) == len(pair[1].sent) == leg + 2
-    assert pair[0].sent[-1] != pair[1].sent[-1]
+    assert pair[0].sent[: leg + 1] == pair[1].sent[: leg + 1]
+    assert pair[0].sent[leg + 1] != pair[1].sent[leg + 1]
 
 
 def test_a_lax_server_goes_on_where_an_honest_one_stops(bench: Bench) -> None:
@@ -150,7 +150,6 @@ def test_forged_packets_carry_a_true_signature(bench: Bench) -> None:
         return [forged if answer == honest else answer for answer in answers]
 
     again.run(server, clients, carry=carry)
-    assert forged.sender not in {name for name in again.names if not clients[name].sent}
     assert server.refusals == []
 
 
@@ -241,12 +240,8 @@ def test_the_oracle_sees_wrong_outputs(said: tuple[str, ...], problem: str) -> N
 def test_the_oracle_sees_two_sums_of_one_round(bench: Bench) -> None:
     scene = bench.scene()
     for names in (scene.names, scene.names[1:]):
-        copies = scene.clients(names, honest=True)
-        server = scene.server()
-        for party in copies.values():
-            party.store += f"/{len(names)}"
-        scene.stores.clear()
-        scene.run(server, scene.clients(names, store=None))
+        scene.stores.clear()  # every disk is lost: what the clients remember is gone
+        scene.run(scene.server(), scene.clients(names))
     assert any("2 survivor sets" in found for found in judge(scene))
 
 
@@ -254,7 +249,7 @@ def test_the_oracle_sees_sums_that_are_too_close(bench: Bench) -> None:
     scene = bench.scene()
     for number, names in ((1, scene.names), (2, scene.names[1:])):
         server = scene.server(round=number)
-        scene.stores.clear()  # every disk is lost: what the clients remember is gone
+        scene.stores.clear()
         scene.run(server, scene.clients(names, round=number))
     assert any("differ by 1" in found for found in judge(scene))
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privfedrl.secagg import SparseGraph
 from privfedrl.testing.adapter import Claim, RoundSpec
-from privfedrl.testing.invariants import expected_sum
+from privfedrl.testing.invariants import expected_sum, violations
 from privfedrl.testing.network import Run, Schedule, SimulatedNetwork, play
 from privfedrl.testing.pairwise import PairwiseAdapter
 from privfedrl.testing.replay import draw_vectors
@@ -38,6 +39,20 @@ def test_sums_are_exact_in_both_rings(bits: int) -> None:
     got = play(ADAPTER, spec, draw_vectors(ADAPTER, spec))
     assert got.aggregate is not None
     assert (got.aggregate.total == expected_sum(got, NAMES)).all()
+
+
+def test_a_sparse_graph_gives_the_same_sum_and_reveals_no_share_to_its_owner() -> None:
+    graph = SparseGraph(max_dropouts=1, security_bits=20, correctness_bits=20)
+    adapter = PairwiseAdapter(graph)
+    spec = RoundSpec(num_clients=40, max_colluding=2, min_clients=20, min_honest=8)
+    schedule = Schedule(kept=(("client-007", 2),))
+    got = play(adapter, spec, draw_vectors(adapter, spec), schedule)
+    assert got.aggregate is not None, got.error
+    assert (got.aggregate.total == expected_sum(got, got.aggregate.survivors)).all()
+    assert not violations(adapter, [got])
+    assert not [each for each in got.knowledge.reveals if each.owner == each.holder]
+    kinds = {(reveal.owner, reveal.kind) for reveal in got.knowledge.reveals}
+    assert {owner for owner, kind in kinds if kind == "pair"} == {"client-007"}
 
 
 def test_residues_are_the_masked_vectors(run: Run) -> None:

@@ -23,8 +23,10 @@ from privfedrl.secagg import (
     SecAggClient,
     SecAggParameters,
     SecAggServer,
+    SparseGraph,
     Transcript,
 )
+from privfedrl.secagg.members import Members
 from privfedrl.secagg.messages import encode_frame, peek
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.adapter import (
@@ -41,6 +43,8 @@ from privfedrl.testing.adapter import (
 __all__ = ["PairwiseAdapter"]
 
 _SERVER: Final = "server"
+_NOW: Final = 1_800_000_000
+"""Every clock of the kit shows this time, in Unix seconds."""
 
 
 @cache
@@ -61,6 +65,21 @@ def _registry(names: tuple[str, ...], impostor: str = "") -> Registry:
     return Registry(entries)
 
 
+def _believed(names: tuple[str, ...], name: str, impostors: frozenset[str]) -> Registry:
+    """The true registry; who is not in it, or not with that key, believes in another one."""
+    true = _registry(names)
+    if name in (*names, _SERVER) and name not in impostors:
+        return true
+    members = names if name in (*names, _SERVER) else (*names[:-1], name)
+    forged = Registry(_registry(members, name if name in impostors else "").entries)
+    forged.digest = true.digest  # so that it goes on and its bytes reach the others
+    return forged
+
+
+def _clock() -> int:
+    return _NOW
+
+
 def _entropy(spec: RoundSpec, name: str) -> DeterministicEntropy:
     slot = f"/{spec.round}/{spec.attempt}/{name}".encode()
     return DeterministicEntropy(spec.seed).fork(slot)
@@ -78,16 +97,20 @@ class _Client:
 class _Server:
     party: SecAggServer
     spec: RoundSpec
-    sharers: tuple[str, ...] = ()
+    sharers: frozenset[str] = frozenset()
+    held: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class PairwiseAdapter(AggregationAdapter):
-    """Our own protocol; see :class:`~privfedrl.testing.adapter.AggregationAdapter`."""
+    """Our own protocol; ``graph`` is None for the complete graph up to 256 clients."""
 
     name = "privfedrl pairwise masking"
     server = _SERVER
     claims = frozenset(Claim) - {Claim.DIFFERENCING}
     errors = (PrivfedrlError,)
+
+    def __init__(self, graph: SparseGraph | None = None) -> None:
+        self.graph = graph
 
     def parameters(self, spec: RoundSpec) -> SecAggParameters:
         """What everybody has pinned."""
@@ -99,44 +122,36 @@ class PairwiseAdapter(AggregationAdapter):
             threshold=spec.threshold,
             min_clients=spec.min_clients,
             min_honest=spec.min_honest,
+            graph=self.graph,
         )
-
-    def registry(self, spec: RoundSpec, name: str) -> Registry:
-        """The true registry; who is not in it, or not with that key, believes in another one."""
-        names = self.client_names(spec)
-        true = _registry(names)
-        if name in (*names, _SERVER) and name not in spec.impostors:
-            return true
-        believed = names if name in (*names, _SERVER) else (*names[:-1], name)
-        forged = Registry(_registry(believed, name if name in spec.impostors else "").entries)
-        forged.digest = true.digest  # so that it goes on and its bytes reach the others
-        return forged
 
     def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> _Client:
         party = SecAggClient(
             identity=_identity(name, impostor=name in spec.impostors),
-            registry=self.registry(spec, name),
+            registry=_believed(self.client_names(spec), name, spec.impostors),
             parameters=self.parameters(spec),
             plan_digest=spec.plan,
             journal=store.setdefault("journal", MemoryJournal()),
             entropy=_entropy(spec, name),
+            clock=_clock,
         )
         return _Client(name, party, vector, spec.model)
 
     def make_server(self, spec: RoundSpec) -> _Server:
         party = SecAggServer(
             identity=_identity(_SERVER, impostor=_SERVER in spec.impostors),
-            registry=self.registry(spec, _SERVER),
+            registry=_believed(self.client_names(spec), _SERVER, spec.impostors),
             parameters=self.parameters(spec),
             plan_digest=spec.plan,
             entropy=_entropy(spec, _SERVER),
+            clock=_clock,
         )
         return _Server(party, spec)
 
     def start(self, server: _Server) -> list[Packet]:
         spec = server.spec
         out = server.party.start(spec.task, spec.round, spec.attempt, spec.model, spec.previous)
-        return self._packets(_SERVER, out)
+        return _packets(_SERVER, out)
 
     def deliver(self, party: _Client | _Server, packet: Packet) -> list[Packet]:
         if isinstance(party, _Server):
@@ -145,7 +160,7 @@ class PairwiseAdapter(AggregationAdapter):
             out = party.party.start(packet.data, party.vector, model_digest=party.model)
         else:
             out = party.party.receive(packet.data)
-        return self._packets(party.name, out)
+        return _packets(party.name, out)
 
     def close_phase(self, server: _Server) -> list[Packet]:
         return self._from_server(server, server.party.close_phase())
@@ -174,7 +189,8 @@ class PairwiseAdapter(AggregationAdapter):
         survivors = server.party.survivors
         return tuple(
             Reveal(owner, packet.sender, "self" if owner in survivors else "pair")
-            for owner in server.sharers
+            for owner in server.held[packet.sender]
+            if owner in server.sharers
         )
 
     def transcript(self, server: _Server) -> bytes:
@@ -183,7 +199,7 @@ class PairwiseAdapter(AggregationAdapter):
 
     def verify_transcript(self, spec: RoundSpec, transcript: bytes) -> None:
         Transcript.from_bytes(transcript).verify(
-            self.registry(spec, _SERVER), previous=spec.previous
+            _believed(self.client_names(spec), _SERVER, spec.impostors), previous=spec.previous
         )
 
     def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Packet:
@@ -192,14 +208,15 @@ class PairwiseAdapter(AggregationAdapter):
         return replace(packet, data=encode_frame(message, identity))
 
     def _from_server(self, server: _Server, out: list[Outgoing]) -> list[Packet]:
-        packets = self._packets(_SERVER, out)
+        packets = _packets(_SERVER, out)
         for packet in packets:
+            if packet.kind == MessageType.ROSTER.label:
+                server.held[packet.recipient] = _owners(packet, sparse=self.graph is not None)
             if packet.kind == MessageType.DELIVERY.label:
-                server.sharers = tuple(name for name, _ in _parse(packet).shared)
+                names = self.client_names(server.spec)
+                there = Members.from_bytes(_parse(packet).members, len(names)).indices()
+                server.sharers = frozenset(names[index] for index in there)
         return packets
-
-    def _packets(self, sender: str, out: list[Outgoing]) -> list[Packet]:
-        return [Packet(sender, each.recipient, each.data, _kind(each.data).label) for each in out]
 
 
 def _kind(data: bytes) -> MessageType:
@@ -209,3 +226,14 @@ def _kind(data: bytes) -> MessageType:
 def _parse(packet: Packet) -> Any:
     """The message in a frame, unverified."""
     return peek(packet.data, _kind(packet.data), limit=len(packet.data))
+
+
+def _packets(sender: str, out: list[Outgoing]) -> list[Packet]:
+    return [Packet(sender, each.recipient, each.data, _kind(each.data).label) for each in out]
+
+
+def _owners(roster: Packet, *, sparse: bool) -> tuple[str, ...]:
+    """Whose shares the recipient will hold; on a sparse graph not its own."""
+    adverts = _parse(roster).adverts
+    names = (peek(each, MessageType.ADVERTISE, limit=len(each)).sender for each in adverts)
+    return tuple(name for name in names if not sparse or name != roster.recipient)

@@ -1,8 +1,8 @@
 """Suites beside the attacks: known answers, uniform masks, and noise that is what it claims.
 
-Guarantee: every statistical test has a false-alarm rate of at most ``ALPHA`` = 1e-9 per test
-(1.2e-8 for the one with twelve lags), for inputs fixed by a seed; each docstring says which
-deviation it is there to catch.
+Guarantee: every single statistical comparison has a false-alarm rate of at most ``ALPHA`` = 1e-9,
+where the approximation behind it holds; a suite makes fewer than 200 of them, so it raises a false
+alarm less often than once in five million runs. Docstrings say which deviation a test is there for.
 
 Notation: D = vector length, n = number of draws, p = a p-value.
 """
@@ -100,7 +100,7 @@ def uniform_residues(bench: Bench) -> None:
 def ring_edges(bench: Bench) -> None:
     """The highest and lowest bytes of a residue take all 256 values equally often.
 
-    Catches masks below 2^31, below a prime, and ranges that stop short by a part in a thousand.
+    Catches masks below 2^31 and ranges that stop short by 0.3 % or more.
     """
     pooled = np.concatenate(list(_draws(bench, _constant(0)).values()))
     for shift in (0, 8, 16, 24):

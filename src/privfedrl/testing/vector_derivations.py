@@ -29,7 +29,7 @@ __all__ = ["derivations", "graphs"]
 
 LABELS: Final = (
     *("config", "registry", "parameters", "roster", "shared", "survivors", "vector", "sum"),
-    *("ideal-sum", "b", "self", "pair", "share", "graph", "offsets"),
+    *("ideal-sum", "b", "receipt", "self", "pair", "share", "graph", "offsets"),
 )
 ROSTER: Final = bytes(range(32))
 CFG: Final = bytes(range(32, 64))

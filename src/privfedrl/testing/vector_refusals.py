@@ -468,6 +468,7 @@ def _survivors(s: Scene) -> Iterator[Case]:
 
 def _requests(s: Scene) -> Iterator[Case]:
     code, consents, federation = AbortCode, s.parsed(4).consents, s.federation
+    ((absent, receipt),) = s.parsed(4).receipts  # of the one that vanished after its vector
     first, rest = consents[0], consents[1:]
     outside = federation.forge(first, by="agent_2")
     for name, claim, changes, expected in (
@@ -507,6 +508,30 @@ def _requests(s: Scene) -> Iterator[Case]:
             "signers are counted once",
             {"consents": (*consents, first)},
             code.SURVIVOR_MISMATCH,
+        ),
+        (
+            "request_without_receipt",
+            "every survivor is shown to have masked for the client's own U2",
+            {"receipts": ()},
+            code.SURVIVOR_MISMATCH,
+        ),
+        (
+            "request_receipt_signature",
+            "every receipt is a signature on the client's own U2",
+            {"receipts": ((absent, receipt[:-1] + bytes([receipt[-1] ^ 1])),)},
+            code.BAD_SIGNATURE,
+        ),
+        (
+            "request_receipt_of_another",
+            "a receipt is its own member's signature",
+            {"receipts": ((absent, parse(s.other(s.name, 2)).receipt),)},
+            code.BAD_SIGNATURE,
+        ),
+        (
+            "request_receipt_of_stranger",
+            "a receipt is that of a member of the roster",
+            {"receipts": (("Clinic.10", receipt), (absent, receipt))},
+            code.BAD_SIGNATURE,
         ),
         (
             "request_outsider",

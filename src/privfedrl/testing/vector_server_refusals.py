@@ -130,6 +130,14 @@ def _refused(s: Scene) -> Iterator[Case]:
         ),
     ):
         yield _case(s, name, claim, _at(s, s.name, kind), data, **refuses())
+    yield _case(
+        s,
+        "receipt",
+        "a receipt is the sender's signature on U2",
+        _at(s, s.name, kinds.MASKED),
+        federation.forge(frames[kinds.MASKED], receipt=bytes(64)),
+        **unauthentic(),
+    )
     altered = frames[kinds.SHARES]
     yield _case(
         s,
