@@ -6,7 +6,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
 
 from observations import ISSUE, Observation
 
@@ -21,14 +22,17 @@ _HEAD = """\
 
 **In short.** Flower's SecAgg+ gives correct sums, also when clients vanish before or after sending
 their vector, and its clients check more of what they receive than one might expect. Two things
-differ from what the documentation lets a reader expect and matter in practice: masks are drawn from
-28 or 32 bits of seed (known as [#7522]({issue})), and one client lost in the first two stages costs
-the round. Both have small remedies. We thank the authors: SecAgg+ in Flower is readable and
-documented, and its stages separate so cleanly that a test kit could be put around it in a day.
+differ from what the documentation lets a reader expect and matter most in practice: masks are drawn
+from 28 or 32 bits of seed (known as [#7522][issue]), and one client lost in the first two stages
+costs the round. Both have small remedies. We thank the authors: SecAgg+ in Flower is readable and
+documented, and its stages separate cleanly, which made it easy to put a test kit around it.
 
 This is about version 1.41.0 as published on PyPI, on the date above. Later versions may differ. The
-one finding that touches confidentiality against a server that follows the protocol has been public
-since July 2026 as that issue, and pull request #7570 proposes a remedy. Corrections are welcome.
+finding that weighs most for confidentiality has been public since July 2026 as that issue, and pull
+request #7570 proposes a remedy; both were open in the copies that we could read. The others we did
+not find reported. Corrections are welcome.
+
+[issue]: {issue}
 
 ## What was run
 
@@ -80,31 +84,39 @@ _FOOT = """\
 
 installs `flwr=={flwr}` with the versions of `constraints.txt` into an environment of its own and
 writes the three files of this report. Sources: `audits/flower`. Keys are drawn by Flower from the
-operating system, so key bits and times differ from run to run; everything else does not.
+operating system, so keys, times and rounding errors differ from run to run. The script of a failure
+(in the verdict) runs with `PYTHONPATH=audits/flower`.
 
-Measured on: {machine}. CPU times are of one thread and of a machine with other work on it: take
-them as orders of magnitude. Versions: {versions}.
+Measured on: {machine}.
+CPU times are of a machine with other work on it: take them as orders of magnitude.
+Versions: {versions}.
 
 A test can only refute. That an attack did not work here is no proof that none would.
 """
 
 
-def render(
-    date: str, verdict: Verdict, machines: Iterable[dict[str, str]], found: Iterable[Observation]
-) -> str:
-    """Markdown."""
-    found = list(found)
+def environment() -> dict[str, str]:
+    """Class of machine and versions, without names."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    python = {"machine": machine, "python": platform.python_version()}
+    return python | {each: importlib.metadata.version(each) for each in _PACKAGES}
+
+
+def render(verdict: Verdict, seen: dict[str, Any]) -> str:
+    """Markdown of a verdict and of what ``run.measure`` gave."""
+    found = [Observation(**each) for each in seen["observations"]]
+    versions = dict(seen["environment"])
+    machine = versions.pop("machine")
     return "".join(
         [
-            _HEAD.format(date=date, issue=ISSUE),
+            _HEAD.format(date=seen["date"], issue=ISSUE),
             _attacks(verdict),
-            _machines(machines),
+            _machines(seen["machines"]),
             *(_section(kind, title, found) for kind, title in _SECTIONS),
             _FOOT.format(
-                flwr=importlib.metadata.version("flwr"),
-                machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, "
-                f"Python {platform.python_version()}",
-                versions=", ".join(f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES),
+                flwr=versions["flwr"],
+                machine=machine,
+                versions=", ".join(f"{name} {version}" for name, version in versions.items()),
             ),
         ]
     )
@@ -160,13 +172,28 @@ def _section(kind: str, title: str, found: list[Observation]) -> str:
     return "".join(parts)
 
 
-def _machines(machines: Iterable[dict[str, str]]) -> str:
+def _machines(machines: list[dict[str, str]]) -> str:
     rows = "".join(
-        f"| {each['profile']} | {each['claims']} | {each['outcome']} | {each['detail']} |\n"
-        for each in machines
+        f"| {profile} | {claims} | {outcome} | {_brief(schedule)} |\n"
+        for profile, claims, outcome, schedule in map(_machine_row, machines)
     )
     return (
         "### State machine\n\nRandom schedules of deliveries, losses, duplicates, late packets and "
-        "restarts, with every invariant that follows from the claims checked after each step.\n\n"
+        "restarts, with\nevery invariant that follows from the claims checked after each step. The "
+        "second row sets one\nclaim aside to look past the first finding.\n\n"
         f"| profile | claims | outcome | smallest schedule found |\n|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _machine_row(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("profile", "claims", "outcome", "schedule"))
+
+
+def _brief(schedule: str) -> str:
+    """The steps in words; the schedule itself is in the observations' file."""
+    steps = json.loads(schedule)["steps"] if schedule else []
+    words = (" ".join(filter(None, (each["action"], each.get("name")))) for each in steps)
+    return ", ".join(
+        f"{word} (x{count})" if (count := len(list(same))) > 1 else word
+        for word, same in groupby(words)
     )

@@ -17,13 +17,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from observations import OBSERVATIONS, Observation, observe
-from report import render
+from observations import OBSERVATIONS, observe
+from report import environment, render
 from secaggplus_adapter import SecAggPlusAdapter
 
-from privfedrl.testing.adapter import Claim
+from privfedrl.testing.adapter import Claim, RoundSpec
 from privfedrl.testing.attacks import ATTACKS, run_attacks
 from privfedrl.testing.machine import aggregation_machine
+from privfedrl.testing.replay import judge
+from privfedrl.testing.schedule import Schedule, shrink
 from privfedrl.testing.suites import UNIFORMITY
 
 PINNED = "1.41.0"
@@ -43,13 +45,17 @@ def machine(adapter: SecAggPlusAdapter, profile: Any) -> dict[str, str]:
     try:
         case("runTest").debug()
     except AssertionError as failure:
-        text = str(failure)
-        steps = next(line for line in text.splitlines() if line.startswith("SCHEDULE"))
-        return row | {
-            "outcome": f"failed: {text.splitlines()[0]}",
-            "detail": f"`{steps.removeprefix('SCHEDULE = r').strip(chr(39))}`",
-        }
-    return row | {"outcome": "nothing found", "detail": ""}
+        first, *lines = str(failure).splitlines()
+        found = next(line for line in lines if line.startswith("SCHEDULE"))
+        long = Schedule.from_json(found.removeprefix("SCHEDULE = r").strip("'"))
+        invariant = first.split()[0]
+        short = shrink(long, lambda each: invariant in _broken(adapter, each))
+        return row | {"outcome": f"failed: {first}", "schedule": short.to_json()}
+    return row | {"outcome": "nothing found", "schedule": ""}
+
+
+def _broken(adapter: SecAggPlusAdapter, schedule: Schedule) -> set[str]:
+    return {violation.invariant for violation in judge(adapter, RoundSpec(), schedule)}
 
 
 def main() -> int:
@@ -57,6 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("audits/reports"))
     parser.add_argument("--date", default=datetime.date.today().isoformat())
+    parser.add_argument("--verdict-only", action="store_true")
     parser.add_argument("--only", choices=list(OBSERVATIONS))
     given = parser.parse_args()
     if (version := importlib.metadata.version("flwr")) != PINNED:
@@ -68,30 +75,31 @@ def main() -> int:
     if given.only:
         print(json.dumps(dataclasses.asdict(OBSERVATIONS[given.only]()), indent=2))
         return 0
-    write(given.out / f"{given.date}-flower-secaggplus-{version}", given.date)
+    stem = given.out / f"{given.date}-flower-secaggplus-{version}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if not given.verdict_only:
+        _put(stem, ".observations.json", json.dumps(measure(given.date), indent=2))
+    write(stem)
     return 0
 
 
-def write(stem: Path, date: str) -> None:
-    """The three files; what takes long says so on stderr."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+def measure(date: str) -> dict[str, Any]:
+    """What takes long, with a word on stderr."""
+    print("observations (two minutes)", file=sys.stderr)
+    found = [dataclasses.asdict(each) for each in observe()]
+    print("state machine (three minutes)", file=sys.stderr)
+    adapters = SecAggPlusAdapter(), WithoutDropouts()
+    machines = [machine(adapter, "honest-but-curious") for adapter in adapters]
+    return {"date": date, "environment": environment(), "observations": found, "machines": machines}
+
+
+def write(stem: Path) -> None:
+    """The verdict, and the report on it and on what was measured."""
     print("attacks (under a minute)", file=sys.stderr)
     verdict = run_attacks(SecAggPlusAdapter(), attacks=(*ATTACKS, *UNIFORMITY))
     _put(stem, ".json", verdict.to_json())
-    print("observations (two minutes)", file=sys.stderr)
-    found: list[Observation] = observe()
-    print("state machine (three minutes)", file=sys.stderr)
-    machines = [
-        machine(SecAggPlusAdapter(), "honest-but-curious"),
-        machine(WithoutDropouts(), "honest-but-curious"),
-    ]
-    seen = {
-        "date": date,
-        "observations": [dataclasses.asdict(each) for each in found],
-        "machines": machines,
-    }
-    _put(stem, ".observations.json", json.dumps(seen, indent=2))
-    _put(stem, ".md", render(date, verdict, machines, found).rstrip())
+    seen = json.loads(stem.with_name(stem.name + ".observations.json").read_text())
+    _put(stem, ".md", render(verdict, seen).rstrip())
 
 
 def _put(stem: Path, suffix: str, text: str) -> None:

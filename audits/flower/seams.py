@@ -2,7 +2,7 @@
 
 Guarantee: what Flower's SuperLink and SuperNode do for SecAgg+ is kept, and nothing more: a reply
 counts once, only for the message it names, only from the node that was asked, only within its run;
-a node runs each message id once and keeps one ``Context`` for the run.
+each message is run once by its node, restarted or not; one ``Context`` is kept for the run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Node:
         store: MutableMapping[str, Any] | None = None,
     ) -> None:
         store = {} if store is None else store
-        self.name, self.stage, self.seen = name, "", set[str]()
+        self.name, self.stage = name, ""
+        self.seen: set[str] = store.setdefault("seen", set())
         self.context = store.setdefault("ctxt", Context(RUN, node_id(name), {}, RecordDict(), {}))
         learner = Learner(parameters, weight, metrics or {})
         self.app = ClientApp(lambda context: learner.to_client(), mods=[secaggplus_mod])

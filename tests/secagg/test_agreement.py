@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -27,6 +28,7 @@ from privfedrl.secagg.agreement import (
     vector_digest,
 )
 from privfedrl.secagg.members import Members
+from privfedrl.secagg.parameters import Topology
 from privfedrl.secagg.phases import AbortCode, ServerPhase
 
 A, B = b"a" * 32, b"b" * 32
@@ -142,35 +144,44 @@ def test_client_and_coordinator_see_the_same_neighbourhoods(sparse_world: Any) -
         assert own.points.items() <= server.points.items()
 
 
-def test_a_complete_roster_is_always_feasible_and_a_sparse_one_by_its_size() -> None:
+def _sparse(kind: type[SecAggParameters]) -> SecAggParameters:
+    graph = SparseGraph(max_dropouts=3, security_bits=8, correctness_bits=8)
+    return kind(num_clients=40, max_colluding=1, vector_length=1, min_clients=30, graph=graph)
+
+
+def test_a_roster_without_a_graph_is_refused() -> None:
     complete = SecAggParameters(num_clients=9, max_colluding=1, vector_length=1)
     assert feasible(complete, 7).degree == 6
-    graph = SparseGraph(max_dropouts=3, security_bits=8, correctness_bits=8)
-    sparse = SecAggParameters(
-        num_clients=18,
-        max_colluding=0,
-        vector_length=1,
-        min_clients=12,
-        min_honest=6,
-        graph=graph,
-    )
-    for size in (15, 17, 18):
-        assert feasible(sparse, size).smallest_opened >= 6
-    with pytest.raises(RoundAborted, match="roster of 16 would let 5 honest clients") as caught:
-        feasible(sparse, 16)
-    assert caught.value.code == "InfeasibleParameters"
-    with pytest.raises(RoundAborted, match="dropouts must be") as caught:
+    sparse = _sparse(SecAggParameters)
+    for size in range(sparse.floor, 41):
+        assert feasible(sparse, size) == sparse.topology(size)
+    with pytest.raises(RoundAborted) as caught:
         feasible(sparse, 3)
     assert caught.value.code == "InfeasibleParameters"
 
 
+class Narrow(SecAggParameters):
+    """Frames have room for six neighbours."""
+
+    max_neighbours = 6
+
+
+class Loose(SecAggParameters):
+    """The graph of 37 lets two be isolated."""
+
+    def topology(self, roster_size: int) -> Topology:
+        found = super().topology(roster_size)
+        return replace(found, smallest_opened=2) if roster_size == 37 else found
+
+
 def test_a_roster_that_takes_more_neighbours_than_frames_have_room_for_is_refused() -> None:
-    class Narrow(SecAggParameters):
-        """Frames of another cohort: room for six neighbours."""
+    with pytest.raises(RoundAborted, match="takes 8 neighbours, at most 6") as caught:
+        feasible(_sparse(Narrow), 40)
+    assert caught.value.code == "InfeasibleParameters"
 
-        max_neighbours = 6
 
-    graph = SparseGraph(max_dropouts=3, security_bits=8, correctness_bits=8)
-    narrow = Narrow(num_clients=40, max_colluding=1, vector_length=1, min_clients=30, graph=graph)
-    with pytest.raises(RoundAborted, match="takes 8 neighbours, at most 6"):
-        feasible(narrow, 40)
+def test_a_roster_that_lets_too_few_be_isolated_is_refused() -> None:
+    assert feasible(_sparse(Loose), 38).smallest_opened >= 3
+    with pytest.raises(RoundAborted, match="roster of 37 would let 2 honest clients") as caught:
+        feasible(_sparse(Loose), 37)
+    assert caught.value.code == "InfeasibleParameters"

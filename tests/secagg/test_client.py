@@ -615,6 +615,7 @@ def unmask_request(world: Any, recipient: str, consents: list[bytes]) -> bytes:
         recipient=recipient,
         roster=consent.roster,
         consents=tuple(consents),
+        receipts=(),
     )
     return encode_frame(message, world.coordinator)
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privfedrl.errors import RemoteProtocolError, RoundAborted
+from privfedrl.errors import ConfigurationError, RemoteProtocolError, RoundAborted
 from privfedrl.primitives import shamir
-from privfedrl.secagg import ClientPhase, ServerPhase, SparseGraph
+from privfedrl.secagg import ClientPhase, SecAggParameters, ServerPhase, SparseGraph
 from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.messages import Consistency, UnmaskRequest, encode_frame
+from privfedrl.secagg.parameters import Topology
 from privfedrl.secagg.sizes import MessageType
 
 NAME = "agent-02"
@@ -117,21 +118,34 @@ def test_a_small_roster_falls_back_to_all_with_all(make_world: Any) -> None:
     assert (result.vector == world.ideal(result.survivors)).all()
 
 
-def test_a_roster_of_infeasible_size_ends_the_round_at_both_ends(make_world: Any) -> None:
-    """Sixteen of eighteen: on that graph five could be isolated, and six is the least allowed."""
-    world = make_world(
-        n=18, max_colluding=0, graph=FEW, settings={"min_clients": 12, "min_honest": 6}
+class Gap(SecAggParameters):
+    """No graph fits a roster of 37."""
+
+    def topology(self, roster_size: int) -> Topology:
+        if roster_size == 37:
+            raise ConfigurationError("no graph for 37")
+        return super().topology(roster_size)
+
+
+def test_a_roster_of_infeasible_size_ends_the_round_at_both_ends(sparse_world: Any) -> None:
+    world = sparse_world()
+    plain = world.parameters
+    world.parameters = Gap(
+        num_clients=40, max_colluding=1, vector_length=5, min_clients=30, graph=world.graph
     )
-    session = world.session(drop=dict.fromkeys(world.names[:2], 0))
+    assert world.parameters.digest == plain.digest
+    session = world.session(drop=dict.fromkeys(world.names[:3], 0))
     session.step()
     assert session.server.phase is ServerPhase.ABORTED
-    with pytest.raises(RoundAborted, match="roster of 16") as caught:
+    with pytest.raises(RoundAborted, match="no graph for 37") as caught:
         session.server.result()
     assert caught.value.code == "InfeasibleParameters"
-    again = world.session(round=2)
+    again = world.session(round=3)
     honest = waiting(again, MessageType.ROSTER)
-    few = dict(list(again.adverts().items())[:16])
-    assert refuses(again.clients[NAME], world.forge_roster(honest, few)) == "InfeasibleParameters"
+    few = dict(list(again.adverts().items())[:37])
+    world.parameters = plain  # what the coordinator goes by
+    forged = world.forge_roster(honest, few)
+    assert refuses(again.clients[NAME], forged) == "InfeasibleParameters"
 
 
 def test_other_vectors_do_not_change_who_masks_with_whom(sparse_world: Any) -> None:
@@ -367,12 +381,19 @@ def test_fewer_than_t_neighbours_consents_reveal_nothing(sparse_world: Any, coun
     assert len(session.sent[NAME]) == 4  # no unmask message
 
 
-def test_t_neighbours_consents_are_enough(sparse_world: Any) -> None:
+def test_t_neighbours_consents_and_the_receipts_of_the_others_are_enough(
+    sparse_world: Any,
+) -> None:
     world = sparse_world()
     session = world.session()
     honest = waiting(session, MessageType.UNMASK_REQUEST)
-    forged = world.forge(honest, consents=world.parse(honest).consents[:5])
-    assert session.clients[NAME].receive(forged)
+    near = session.clients[NAME]._cohort.holders(NAME)
+    receipts = tuple((name, world.parse(session.sent[name][2]).receipt) for name in near[5:])
+    consents = world.parse(honest).consents[:5]
+    assert session.clients[NAME].receive(world.forge(honest, consents=consents, receipts=receipts))
+    fewer = _twin(world, session, MessageType.UNMASK_REQUEST)
+    forged = world.forge(honest, consents=consents, receipts=receipts[1:])
+    assert refuses(fewer, forged) == "SurvivorMismatch"
 
 
 @pytest.mark.parametrize("whose", ["own", "stranger"])
@@ -431,7 +452,12 @@ def test_two_survivor_sets_are_noticed_within_a_neighbourhood(sparse_world: Any)
 def _request(world: Any, session: Any, consent: bytes) -> bytes:
     model = world.parse(consent)
     message = UnmaskRequest(
-        cfg=model.cfg, sender="coordinator", recipient=NAME, roster=model.roster, consents=()
+        cfg=model.cfg,
+        sender="coordinator",
+        recipient=NAME,
+        roster=model.roster,
+        consents=(),
+        receipts=(),
     )
     return encode_frame(message, world.coordinator)
 

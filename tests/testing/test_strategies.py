@@ -57,7 +57,7 @@ def test_cohorts_are_sorted_subsets_that_are_large_enough(cohort: tuple[str, ...
 
 
 def test_schedules_shrink_towards_an_honest_round() -> None:
-    given_settings = settings(database=None, derandomize=True)
+    given_settings = settings(max_examples=100, database=None, derandomize=True)
     assert find(dropout_schedules(NAMES), lambda _: True, settings=given_settings) == Schedule()
     found = find(delivery_schedules(NAMES, KINDS), lambda _: True, settings=given_settings)
     assert found == Schedule(order=NAMES)
@@ -97,7 +97,7 @@ def test_faults_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("kind", list(EditKind))
 def test_every_kind_of_edit_is_drawn(kind: EditKind) -> None:
-    chosen = settings(database=None, derandomize=True)
+    chosen = settings(max_examples=100, database=None, derandomize=True)
     found = find(edits(), lambda edit: edit.kind is kind, settings=chosen)
     assert found.apply(b"data") != b"data"
 

@@ -141,8 +141,8 @@ def frame_limit(message_type: MessageType, limits: Limits) -> int:
         case MessageType.CONSISTENCY:
             return _CONSENT
         case MessageType.UNMASK_REQUEST:
-            # a receipt is shorter than a consent, and nobody is in both lists
-            return to_one + _DIGEST + 2 * _array(k + 1) + (k + 1) * _bin(_CONSENT)
+            # a receipt is shorter than a consent and nobody is in both lists: most if none is there
+            return to_one + _DIGEST + _array(k + 1) + (k + 1) * _bin(_CONSENT) + _array(0)
         case MessageType.UNMASK:
             return _AROUND + _HEAD + _DIGEST + _bin((k + 1) * SHARE_BYTES)
         case MessageType.TRANSCRIPT:

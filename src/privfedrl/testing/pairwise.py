@@ -108,6 +108,7 @@ class PairwiseAdapter(AggregationAdapter):
     server = _SERVER
     claims = frozenset(Claim) - {Claim.DIFFERENCING}
     errors = (PrivfedrlError,)
+    graph: SparseGraph | None = None
 
     def __init__(self, graph: SparseGraph | None = None) -> None:
         self.graph = graph
