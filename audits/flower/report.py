@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -192,8 +193,16 @@ def _machine_row(row: dict[str, str]) -> tuple[str, ...]:
 def _brief(schedule: str) -> str:
     """The steps in words; the schedule itself is in the observations' file."""
     steps = json.loads(schedule)["steps"] if schedule else []
-    words = (" ".join(filter(None, (each["action"], each.get("name")))) for each in steps)
+    words = (" ".join(map(str, _step(each))) for each in steps)
     return ", ".join(
         f"{word} (x{count})" if (count := len(list(same))) > 1 else word
         for word, same in groupby(words)
     )
+
+
+def _step(step: dict[str, Any]) -> Iterator[Any]:
+    yield step["action"]
+    if step["action"] != "deliver" and "packet" in step:
+        yield f"packet {step['packet']}"
+    if "name" in step:
+        yield step["name"]

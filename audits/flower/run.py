@@ -50,12 +50,13 @@ def machine(adapter: SecAggPlusAdapter, profile: Any) -> dict[str, str]:
         long = Schedule.from_json(found.removeprefix("SCHEDULE = r").strip("'"))
         invariant = first.split()[0]
         short = shrink(long, lambda each: invariant in _broken(adapter, each))
-        return row | {"outcome": f"failed: {first}", "schedule": short.to_json()}
+        said = _broken(adapter, short)[invariant]
+        return row | {"outcome": f"failed: {said}", "schedule": short.to_json()}
     return row | {"outcome": "nothing found", "schedule": ""}
 
 
-def _broken(adapter: SecAggPlusAdapter, schedule: Schedule) -> set[str]:
-    return {violation.invariant for violation in judge(adapter, RoundSpec(), schedule)}
+def _broken(adapter: SecAggPlusAdapter, schedule: Schedule) -> dict[str, str]:
+    return {each.invariant: str(each) for each in judge(adapter, RoundSpec(), schedule)}
 
 
 def main() -> int:
@@ -85,9 +86,9 @@ def main() -> int:
 
 def measure(date: str) -> dict[str, Any]:
     """What takes long, with a word on stderr."""
-    print("observations (two minutes)", file=sys.stderr)
+    print("observations (a minute)", file=sys.stderr)
     found = [dataclasses.asdict(each) for each in observe()]
-    print("state machine (three minutes)", file=sys.stderr)
+    print("state machine (a minute)", file=sys.stderr)
     adapters = SecAggPlusAdapter(), WithoutDropouts()
     machines = [machine(adapter, "honest-but-curious") for adapter in adapters]
     return {"date": date, "environment": environment(), "observations": found, "machines": machines}

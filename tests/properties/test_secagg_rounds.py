@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from privfedrl.secagg import (
     Transcript,
     ideal_sum,
 )
+from privfedrl.secagg.messages import encode_frame, peek
 from privfedrl.secagg.sizes import MessageType
 
 PLAN, MODEL, TASK = b"p" * 32, b"m" * 32, b"t" * 32
@@ -77,12 +80,13 @@ N, NAMES = COMPLETE.n, COMPLETE.names
 @dataclass
 class Wire:
     """What the network does: who is cut after how many messages, in which order replies arrive,
-    and which bit of which message is flipped."""
+    which bit of which message is flipped, and what a client signs instead of the honest frame."""
 
     kept: dict[str, int] = field(default_factory=dict)
     order: tuple[int, ...] = tuple(range(20))
     flip: tuple[str, int, int, bool] | None = None  # name, stage, position, towards the client
     flipped: bool = False
+    lie: Callable[[str, int, bytes], bytes] = lambda name, stage, data: data  # of a client
 
     def carry(self, name: str, stage: int, data: bytes, *, down: bool) -> bytes:
         if self.flip is None or (name, stage, down) != (self.flip[0], self.flip[1], self.flip[3]):
@@ -96,13 +100,29 @@ class Wire:
 
 @dataclass
 class Outcome:
-    """What is left after a round; ``frames`` are those of each client, ``held`` its shares."""
+    """What is left after a round: the frames from and to each client, the shares it held."""
 
     server: SecAggServer
     clients: dict[str, SecAggClient]
     arrived: list[set[str]]
     frames: dict[str, list[bytes]]
+    shown: dict[str, list[bytes]]
     held: dict[str, dict[str, tuple[bytes, bytes]]]
+
+
+def new_client(
+    fleet: Fleet, parameters: SecAggParameters, name: str, seed: bytes = b"s"
+) -> SecAggClient:
+    """The client that draws the same keys whenever it is made anew."""
+    return SecAggClient(
+        identity=EVERY[name],
+        registry=fleet.registry,
+        parameters=parameters,
+        plan_digest=PLAN,
+        journal=MemoryJournal(),
+        entropy=DeterministicEntropy(seed).fork(name.encode()),
+        clock=lambda: NOW,
+    )
 
 
 def play(
@@ -112,24 +132,16 @@ def play(
     wire: Wire,
     seed: bytes = b"s",
 ) -> Outcome:
-    entropy, registry = DeterministicEntropy(seed), fleet.registry
-    shared: dict[str, Any] = {
-        "registry": registry,
-        "parameters": parameters,
-        "plan_digest": PLAN,
-        "clock": lambda: NOW,
-    }
-    server = SecAggServer(identity=COORDINATOR, **shared)
-    clients = {
-        name: SecAggClient(
-            identity=EVERY[name],
-            journal=MemoryJournal(),
-            entropy=entropy.fork(name.encode()),
-            **shared,
-        )
-        for name in fleet.names
-    }
+    server = SecAggServer(
+        identity=COORDINATOR,
+        registry=fleet.registry,
+        parameters=parameters,
+        plan_digest=PLAN,
+        clock=lambda: NOW,
+    )
+    clients = {name: new_client(fleet, parameters, name, seed) for name in fleet.names}
     frames: dict[str, list[bytes]] = {name: [] for name in fleet.names}
+    shown: dict[str, list[bytes]] = {name: [] for name in fleet.names}
     held: dict[str, dict[str, tuple[bytes, bytes]]] = {}
     out = server.start(TASK, 1, 0, MODEL, bytes(32), b"r" * 32)
     arrived: list[set[str]] = []
@@ -148,9 +160,10 @@ def play(
                     given = client.receive(data)
             except ProtocolError:
                 continue
+            shown[name].append(data)
             frames[name] += [reply.data for reply in given]
             if stage < wire.kept.get(name, STAGES):
-                replies += [(name, reply.data) for reply in given]
+                replies += [(name, wire.lie(name, stage, reply.data)) for reply in given]
         replies.sort(key=lambda item: wire.order[fleet.names.index(item[0])])
         out, accepted = [], set()
         for name, data in replies:
@@ -163,7 +176,7 @@ def play(
         if server.phase is phase:
             out = server.close_phase()
         stage += 1
-    return Outcome(server, clients, arrived, frames, held)
+    return Outcome(server, clients, arrived, frames, shown, held)
 
 
 @settings(max_examples=EXAMPLES * 6 // 5)
@@ -344,3 +357,133 @@ def test_same_seeds_give_the_same_transcript_and_other_seeds_another() -> None:
     assert records[0] == records[1]
     assert records[0] != records[2]
     assert records[0].sum_digest == records[2].sum_digest  # the same config and the same sum
+
+
+# -- signed lies: whoever signs may write anything into its own messages
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Callable[[Any], Any]:
+    """A function that changes one field of a message in place of another: never the names."""
+    which, how, at = draw(st.integers(0, 20)), draw(st.integers(0, 5)), draw(st.integers(0, 5000))
+
+    def change(message: Any) -> Any:
+        fields = [name for name in message.__struct_fields__ if name not in ("sender", "recipient")]
+        field_name = fields[which % len(fields)]
+        changed = altered(getattr(message, field_name), how, at)
+        return msgspec.structs.replace(message, **{field_name: changed})
+
+    return change
+
+
+def altered(value: Any, how: int, at: int) -> Any:
+    """Another value of about the same form: bytes, or a tuple of such."""
+    if isinstance(value, bytes):
+        if not value or how == 0:
+            return value + b"\0"
+        if how == 1:
+            return value[:-1]
+        place = at % (8 * len(value))
+        flipped = bytearray(value)
+        flipped[place // 8] ^= 1 << place % 8
+        return bytes(flipped)
+    if isinstance(value, str):
+        return value + "x"
+    if not value:
+        return (b"",)
+    place = at % len(value)
+    match how:
+        case 0:
+            return value[:place] + value[place + 1 :]
+        case 1:
+            return (*value, value[place])
+        case 2:
+            return (*value[place + 1 :], *value[: place + 1])
+        case _:
+            return (*value[:place], altered(value[place], how - 1, at // 7), *value[place + 1 :])
+
+
+def resigned(data: bytes, change: Callable[[Any], Any], identity: Identity) -> bytes:
+    kind = MessageType(data[7])
+    return encode_frame(change(peek(data, kind, limit=len(data))), identity)
+
+
+@pytest.mark.parametrize(("fleet", "share"), [(COMPLETE, 4), (SPARSE, 2)])
+def test_nothing_else_that_a_coordinator_signs_gets_the_honest_answer(
+    fleet: Fleet, share: float
+) -> None:
+    """One field of one message is another: the client leaves the round, or its answer is bound to
+    what it was shown and fits nobody else's."""
+    chosen, vectors, name = fleet.parameters(), fleet.vectors(3, 32, 4), fleet.names[2]
+    honest = play(fleet, chosen, vectors, Wire(kept={fleet.names[0]: 3}))
+    shown, sent = honest.shown[name], honest.frames[name]
+    assert len(shown) == len(sent) == STAGES
+
+    @settings(max_examples=int(EXAMPLES * share))
+    @given(stage=st.integers(1, STAGES - 1), change=changes())
+    def holds(stage: int, change: Callable[[Any], Any]) -> None:
+        forged = resigned(shown[stage], change, COORDINATOR)
+        client = new_client(fleet, chosen, name)
+        client.start(shown[0], vectors[name], model_digest=MODEL)
+        for data in shown[1:stage]:
+            client.receive(data)
+        try:
+            (answer,) = client.receive(forged)
+        except RoundAborted:
+            assert client.phase is ClientPhase.ABORTED
+        except ProtocolError:  # not about this round at all: nothing changed
+            assert [reply.data for reply in client.receive(shown[stage])] == [sent[stage]]
+        else:
+            same = answer.data == sent[stage]
+            assert not same or stage == STAGES - 1
+            if same:  # the same consents and receipts, in another order or more than once
+                before, after = (
+                    peek(data, MessageType.UNMASK_REQUEST, limit=len(data))
+                    for data in (shown[stage], forged)
+                )
+                assert set(before.consents) == set(after.consents)
+                assert set(before.receipts) == set(after.receipts)
+
+    holds()
+
+
+@pytest.mark.parametrize(("fleet", "share"), [(COMPLETE, 2), (SPARSE, 0.5)])
+def test_a_client_that_lies_changes_the_sum_by_its_own_vector_at_most(
+    fleet: Fleet, share: float
+) -> None:
+    chosen, vectors = fleet.parameters(), fleet.vectors(3, 32, 6)
+
+    @settings(max_examples=int(EXAMPLES * share))
+    @given(liar=st.sampled_from(fleet.names), when=st.integers(0, STAGES - 1), change=changes())
+    def holds(liar: str, when: int, change: Callable[[Any], Any]) -> None:
+        told: dict[str, np.ndarray] = {}
+
+        def lie(name: str, stage: int, data: bytes) -> bytes:
+            if (name, stage) != (liar, when):
+                return data
+            forged = resigned(data, change, EVERY[name])
+            if data[7] == MessageType.MASKED:
+                words = [
+                    np.frombuffer(
+                        peek(frame, MessageType.MASKED, limit=len(frame)).vector[:12], "<u4"
+                    )
+                    for frame in (data, forged)
+                ]
+                if words[0].size == words[1].size:
+                    told["difference"] = words[1] - words[0]
+            return forged
+
+        outcome = play(fleet, chosen, vectors, Wire(lie=lie))
+        if outcome.server.phase is ServerPhase.ABORTED:
+            with pytest.raises(RoundAborted) as caught:
+                outcome.server.result()
+            assert caught.value.code != "LocalFault"
+            return
+        result = outcome.server.result()
+        ideal = ideal_sum(vectors, result.survivors, ring_bits=32)
+        if liar in result.survivors and liar in outcome.arrived[when] and "difference" in told:
+            ideal += told["difference"]
+        assert (result.vector == ideal).all()
+        assert len(result.survivors) >= chosen.stage_floor(fleet.n)
+
+    holds()

@@ -124,7 +124,7 @@ def sparse(**changes: Any) -> SecAggParameters:
         ({"threshold": 20}, "threshold must not be given"),
         ({"min_honest": 30}, "min_clients - max_colluding must be >= min_honest"),
         ({"min_clients": 38}, "max_dropouts must be <= num_clients - min_clients = 2"),
-        ({"min_honest": 12}, "min_honest = 12 honest inputs cannot be kept together"),
+        ({"min_honest": 29}, "min_opened is infeasible"),
         ({"max_colluding": 27}, "graph parameters are infeasible"),
     ],
 )

@@ -22,13 +22,13 @@ from privfedrl.testing.adversaries import (
 from privfedrl.testing.attack_cases_bytes import garbage, mutations
 from privfedrl.testing.bench import Bench, Finding, NotApplicable
 from privfedrl.testing.oracle import expected_sum, judge, outputs
-from privfedrl.testing.pairwise import PairwiseAdapter
+from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.scene import Scene, replay, shrink, spec_changes
 
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(PairwiseAdapter())
+    return Bench(GuardedPairwiseAdapter())
 
 
 def test_an_honest_round_gives_the_sum_and_no_violation(bench: Bench) -> None:
@@ -177,7 +177,7 @@ def test_legs_are_found_without_knowing_the_protocol(bench: Bench) -> None:
 
 
 def test_an_adapter_that_shows_nothing_cannot_be_looked_into(bench: Bench) -> None:
-    class Opaque(PairwiseAdapter):
+    class Opaque(GuardedPairwiseAdapter):
         def residues(self, spec: RoundSpec, packet: Packet) -> None:
             return None
 
@@ -195,7 +195,7 @@ def test_an_adapter_that_shows_nothing_cannot_be_looked_into(bench: Bench) -> No
 # the oracle
 
 
-class Chosen(PairwiseAdapter):
+class Chosen(GuardedPairwiseAdapter):
     """The server says what the test wants it to say."""
 
     said: tuple[str, ...] | None = None
@@ -218,7 +218,7 @@ def judged(said: tuple[str, ...], **changes: Any) -> list[str]:
     return judge(scene)
 
 
-NAMES = PairwiseAdapter().client_names(RoundSpec())
+NAMES = GuardedPairwiseAdapter().client_names(RoundSpec())
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_oracle_sees_a_second_masked_vector_for_a_round(bench: Bench) -> Non
 
 
 def test_rules_apply_only_where_they_are_claimed() -> None:
-    class Modest(PairwiseAdapter):
+    class Modest(GuardedPairwiseAdapter):
         claims = frozenset({Claim.EXACT_SUM})
 
     scene = Bench(Modest()).scene()
@@ -274,7 +274,7 @@ def test_rules_apply_only_where_they_are_claimed() -> None:
 
 
 def test_the_right_errors_are_refusals_and_others_are_faults(bench: Bench) -> None:
-    class Odd(PairwiseAdapter):
+    class Odd(GuardedPairwiseAdapter):
         def deliver(self, party: Any, packet: Packet) -> list[Packet]:
             if packet.data == b"odd":
                 raise ZeroDivisionError
@@ -323,7 +323,7 @@ def test_garbage_is_empty_nested_long_and_foreign() -> None:
 
 
 def test_sampling_is_even_and_whole_in_the_thorough_profile() -> None:
-    adapter = PairwiseAdapter()
+    adapter = GuardedPairwiseAdapter()
     assert Bench(adapter).sample(range(10), 4) == [0, 3, 6, 9]
     assert Bench(adapter).sample(range(3), 4) == [0, 1, 2]
     assert Bench(adapter, thorough=True).sample(range(10), 4) == list(range(10))

@@ -26,13 +26,13 @@ from privfedrl.testing.adapter import (
 )
 from privfedrl.testing.attacks import ATTACKS, attack_suite, run_attack, run_attacks
 from privfedrl.testing.bench import Attack, Bench
-from privfedrl.testing.pairwise import PairwiseAdapter
+from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.verdict import Status
 
 ROW = {attack.id: attack for attack in ATTACKS}
 
 
-class TestReference(attack_suite(PairwiseAdapter())):
+class TestReference(attack_suite(GuardedPairwiseAdapter())):
     """Every attack on our own protocol; none may be skipped (see the next test)."""
 
 
@@ -43,7 +43,7 @@ def quick_ids() -> list[str]:
 
 def test_the_reference_claims_what_every_attack_needs() -> None:
     needed = frozenset[Claim]().union(*(attack.needs for attack in ATTACKS))
-    assert needed <= PairwiseAdapter.claims
+    assert needed <= GuardedPairwiseAdapter.claims
 
 
 def test_every_attack_of_the_threat_model_that_concerns_a_protocol_has_a_row(
@@ -55,7 +55,7 @@ def test_every_attack_of_the_threat_model_that_concerns_a_protocol_has_a_row(
 
 
 def test_an_adapter_without_claims_is_unclaimed_and_never_passed() -> None:
-    class Modest(PairwiseAdapter):
+    class Modest(GuardedPairwiseAdapter):
         claims = frozenset()
 
     verdict = run_attacks(Modest())
@@ -64,8 +64,8 @@ def test_an_adapter_without_claims_is_unclaimed_and_never_passed() -> None:
 
 
 def test_one_missing_claim_leaves_its_attacks_unclaimed_and_runs_the_rest() -> None:
-    class NotBound(PairwiseAdapter):
-        claims = PairwiseAdapter.claims - {Claim.MODEL_BINDING}
+    class NotBound(GuardedPairwiseAdapter):
+        claims = GuardedPairwiseAdapter.claims - {Claim.MODEL_BINDING}
 
     verdict = run_attacks(NotBound(), only=["A1", "A2", "A5-relabelled"])
     said = {outcome.id: outcome.status for outcome in verdict.outcomes}
@@ -80,8 +80,8 @@ def test_an_unclaimed_attack_is_skipped_by_pytest_with_its_reason(tmp_path: Path
     module = tmp_path / "test_modest.py"
     module.write_text(
         "from privfedrl.testing.attacks import attack_suite\n"
-        "from privfedrl.testing.pairwise import PairwiseAdapter\n"
-        "class Modest(PairwiseAdapter):\n"
+        "from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter\n"
+        "class Modest(GuardedPairwiseAdapter):\n"
         "    claims = frozenset()\n"
         "TestModest = attack_suite(Modest(), only=['A4'])\n"
     )
@@ -92,7 +92,7 @@ def test_an_unclaimed_attack_is_skipped_by_pytest_with_its_reason(tmp_path: Path
 
 
 def test_without_forging_the_attacks_that_need_it_are_not_applicable() -> None:
-    class NoForge(PairwiseAdapter):
+    class NoForge(GuardedPairwiseAdapter):
         def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> None:
             return None
 
@@ -110,7 +110,7 @@ def test_without_forging_the_attacks_that_need_it_are_not_applicable() -> None:
 
 def test_an_unknown_attack_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="A99"):
-        run_attacks(PairwiseAdapter(), only=["A99"])
+        run_attacks(GuardedPairwiseAdapter(), only=["A99"])
 
 
 def test_stopping_at_the_first_finding_tries_the_cheap_attacks_first() -> None:
@@ -124,7 +124,7 @@ def test_stopping_at_the_first_finding_tries_the_cheap_attacks_first() -> None:
         Attack(id=name, title=name, needs=frozenset(), run=run, cost=cost)
         for name, run, cost in (("A1-dear", finds, 9), ("A2-cheap", passes, 1), ("A3", finds, 2))
     )
-    verdict = run_attacks(PairwiseAdapter(), attacks=rows, stop_at_first=True)
+    verdict = run_attacks(GuardedPairwiseAdapter(), attacks=rows, stop_at_first=True)
     assert [outcome.id for outcome in verdict.outcomes] == ["A2-cheap", "A3"]
     assert not verdict.ok
 
@@ -132,7 +132,7 @@ def test_stopping_at_the_first_finding_tries_the_cheap_attacks_first() -> None:
 # adapters that were broken on purpose
 
 
-class WrongTotal(PairwiseAdapter):
+class WrongTotal(GuardedPairwiseAdapter):
     """The first coordinate is one too large."""
 
     def result(self, server: Any) -> Aggregate:
@@ -142,14 +142,14 @@ class WrongTotal(PairwiseAdapter):
         return Aggregate(total=total, survivors=right.survivors)
 
 
-class Forgetful(PairwiseAdapter):
+class Forgetful(GuardedPairwiseAdapter):
     """A restart finds an empty disk."""
 
     def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> Any:
         return super().make_client(spec, name, vector, {})
 
 
-class Untyped(PairwiseAdapter):
+class Untyped(GuardedPairwiseAdapter):
     """Refusals are KeyErrors."""
 
     def deliver(self, party: Any, packet: Packet) -> list[Packet]:
@@ -159,14 +159,14 @@ class Untyped(PairwiseAdapter):
             raise KeyError("refused") from error
 
 
-class NoFloor(PairwiseAdapter):
+class NoFloor(GuardedPairwiseAdapter):
     """Everybody uses smaller floors than they were told."""
 
     def parameters(self, spec: RoundSpec) -> Any:
         return super().parameters(replace(spec, min_clients=2, min_honest=2))
 
 
-class Obedient(PairwiseAdapter):
+class Obedient(GuardedPairwiseAdapter):
     """Clients take whatever plan and model the server names."""
 
     def deliver(self, party: Any, packet: Packet) -> list[Packet]:
@@ -177,14 +177,14 @@ class Obedient(PairwiseAdapter):
         return super().deliver(party, packet)
 
 
-class AnyKey(PairwiseAdapter):
+class AnyKey(GuardedPairwiseAdapter):
     """Impostors are as good as the registered clients."""
 
     def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> Any:
         return super().make_client(replace(spec, impostors=frozenset()), name, vector, store)
 
 
-class Unmasked(PairwiseAdapter):
+class Unmasked(GuardedPairwiseAdapter):
     """What goes over the wire shows a constant."""
 
     def residues(self, spec: RoundSpec, packet: Packet) -> RingVector | None:
@@ -192,7 +192,7 @@ class Unmasked(PairwiseAdapter):
         return None if masked is None else np.zeros_like(masked)
 
 
-class BothShares(PairwiseAdapter):
+class BothShares(GuardedPairwiseAdapter):
     """Every answer holds both shares of everybody."""
 
     def reveals(self, spec: RoundSpec, server: Any, packet: Packet) -> tuple[Reveal, ...]:
@@ -200,7 +200,7 @@ class BothShares(PairwiseAdapter):
         return tuple(replace(each, kind=kind) for each in shares for kind in ("self", "pair"))
 
 
-class Talkative(PairwiseAdapter):
+class Talkative(GuardedPairwiseAdapter):
     """The size of an answer depends on the input."""
 
     def deliver(self, party: Any, packet: Packet) -> list[Packet]:
@@ -214,7 +214,7 @@ class Talkative(PairwiseAdapter):
         return [replace(answer, data=answer.data + pad) for answer in answers]
 
 
-class Hungry(PairwiseAdapter):
+class Hungry(GuardedPairwiseAdapter):
     """Every frame is copied two thousand times before it is looked at."""
 
     def deliver(self, party: Any, packet: Packet) -> list[Packet]:
@@ -222,21 +222,21 @@ class Hungry(PairwiseAdapter):
         return super().deliver(party, packet)
 
 
-class Negligent(PairwiseAdapter):
+class Negligent(GuardedPairwiseAdapter):
     """Any bytes are a good transcript."""
 
     def verify_transcript(self, spec: RoundSpec, transcript: bytes) -> None:
         return
 
 
-class Uncharged(PairwiseAdapter):
+class Uncharged(GuardedPairwiseAdapter):
     """The ledger is asked for nothing."""
 
     def make_charging_client(self, *given: Any) -> Any:
         return super().make_charging_client(*given[:-1], lambda: None)
 
 
-class Amnesiac(PairwiseAdapter):
+class Amnesiac(GuardedPairwiseAdapter):
     """The server adds a late vector to a sum that has been opened."""
 
     def __init__(self) -> None:
@@ -252,7 +252,7 @@ class Amnesiac(PairwiseAdapter):
         return Aggregate(total=right.total + self.late[id(server)], survivors=right.survivors)
 
 
-class Quitter(PairwiseAdapter):
+class Quitter(GuardedPairwiseAdapter):
     """The server gives up when anybody is missing."""
 
     def close_phase(self, server: Any) -> list[Packet]:
@@ -260,7 +260,7 @@ class Quitter(PairwiseAdapter):
         return []
 
 
-class Restless(PairwiseAdapter):
+class Restless(GuardedPairwiseAdapter):
     """A client that has ended goes on sending."""
 
     def deliver(self, party: Any, packet: Packet) -> list[Packet]:
@@ -318,13 +318,13 @@ def broken_module(tmp_path: Path) -> Path:
     path = tmp_path / "broken_adapter.py"
     path.write_text(
         "from privfedrl.testing.adapter import Aggregate\n"
-        "from privfedrl.testing.pairwise import PairwiseAdapter\n"
-        "class Late(PairwiseAdapter):\n"
+        "from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter\n"
+        "class Late(GuardedPairwiseAdapter):\n"
         "    def result(self, server):\n"
         "        right = super().result(server)\n"
         "        off = len(right.survivors) < 6\n"
         "        return Aggregate(total=right.total + off, survivors=right.survivors)\n"
-        "class Shown(PairwiseAdapter):\n"
+        "class Shown(GuardedPairwiseAdapter):\n"
         "    def residues(self, spec, packet):\n"
         "        masked = super().residues(spec, packet)\n"
         "        return None if masked is None else masked & 3\n"
@@ -361,7 +361,9 @@ def test_the_script_of_a_failure_shows_it_again_and_passes_on_a_sound_adapter(
     again = _python(str(script), cwd=script.parent)
     assert again.returncode == 1
     assert says in again.stderr
-    sound = _python(str(script), "privfedrl.testing.pairwise:PairwiseAdapter", cwd=script.parent)
+    sound = _python(
+        str(script), "privfedrl.testing.pairwise_guarded:GuardedPairwiseAdapter", cwd=script.parent
+    )
     assert sound.returncode == 0, sound.stderr
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from privfedrl.testing.adapter import Packet, RingVector, RoundSpec
 from privfedrl.testing.attacks import run_attack, run_attacks
 from privfedrl.testing.known_answers import KNOWN_ANSWERS
-from privfedrl.testing.pairwise import PairwiseAdapter
+from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.suites import (
     UNIFORMITY,
     NoiseClaim,
@@ -48,7 +48,7 @@ class TestKnownAnswers(kat_suite()):
     """Published vectors of every primitive."""
 
 
-class TestUniformity(uniformity_suite(PairwiseAdapter())):
+class TestUniformity(uniformity_suite(GuardedPairwiseAdapter())):
     """Masked vectors of our own protocol."""
 
 
@@ -173,7 +173,7 @@ def test_a_failing_check_fails_its_test() -> None:
 # masks that are not uniform
 
 
-class Bent(PairwiseAdapter):
+class Bent(GuardedPairwiseAdapter):
     """Shows the masked vectors through ``bend``: what a faulty mask would look like."""
 
     def __init__(self, bend: Callable[[RingVector], RingVector]) -> None:
@@ -221,7 +221,7 @@ def test_a_faulty_mask_is_caught_by_the_statistic_named_for_it(
 
 
 def test_mask_statistics_are_unclaimed_without_the_claim() -> None:
-    class Modest(PairwiseAdapter):
+    class Modest(GuardedPairwiseAdapter):
         claims = frozenset()
 
     verdict = run_attacks(Modest(), attacks=UNIFORMITY)

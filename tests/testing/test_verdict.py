@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from privfedrl.testing.__main__ import main
-from privfedrl.testing.pairwise import PairwiseAdapter
+from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.verdict import (
     Outcome,
     Status,
@@ -89,20 +89,20 @@ def test_an_empty_verdict_does_not_look_like_a_pass() -> None:
 
 
 def test_scripts_compile_whatever_the_texts_hold() -> None:
-    adapter = PairwiseAdapter()
+    adapter = GuardedPairwiseAdapter()
     outcome = Outcome(id="A2-x", title="two", status=Status.FAILED, detail=HOSTILE[:-1])
     steps = [("deliver", 1, ("a", "b", b"\x00'\"", "kind"))]
     assert compile(steps_script(outcome, adapter, {"round": 2}, steps), "s", "exec")
     assert compile(attack_script(outcome, adapter, thorough=True), "s", "exec")
-    assert reference_of(adapter) == "privfedrl.testing.pairwise:PairwiseAdapter"
+    assert reference_of(adapter) == "privfedrl.testing.pairwise_guarded:GuardedPairwiseAdapter"
 
 
 def test_the_command_exits_0_without_and_1_with_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "adapter_of_mine.py").write_text(
-        "from privfedrl.testing.pairwise import PairwiseAdapter\n"
-        "class Mine(PairwiseAdapter):\n"
+        "from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter\n"
+        "class Mine(GuardedPairwiseAdapter):\n"
         "    def verify_transcript(self, spec, transcript):\n"
         "        return None\n"
     )
@@ -124,7 +124,7 @@ def test_the_command_exits_0_without_and_1_with_a_finding(
     "arguments",
     [
         ["no_such_module_here:Mine"],
-        ["privfedrl.testing.pairwise:Nobody"],
+        ["privfedrl.testing.pairwise_guarded:Nobody"],
         ["nonsense"],
         ["--only", "A99"],
         ["--only", "A2", "--junit", "missing/directory/file.xml"],

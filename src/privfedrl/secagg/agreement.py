@@ -391,7 +391,7 @@ def survivors_digest(roster: bytes, shared: bytes, survivors: SignedSet) -> byte
     return digest("survivors", roster, shared, survivors.members.to_bytes(), survivors.root)
 
 
-def vector_digest(roster: bytes, name: str, vector: bytes) -> bytes:
+def vector_digest(roster: bytes, name: str, vector: bytes | memoryview) -> bytes:
     """Pins one masked vector to its sender and round."""
     return digest("vector", roster, name.encode("ascii"), vector)
 

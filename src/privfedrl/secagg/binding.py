@@ -30,6 +30,10 @@ def join(*parts: bytes) -> bytes:
     return b"".join([len(part).to_bytes(8, "big") + part for part in parts])
 
 
-def digest(name: str, *parts: bytes) -> bytes:
-    """SHA-256 of L(name) || join(parts): 32 bytes."""
-    return hashlib.sha256(label(name) + join(*parts)).digest()
+def digest(name: str, *parts: bytes | memoryview) -> bytes:
+    """SHA-256 of L(name) || join(parts): 32 bytes. Long parts are not copied."""
+    state = hashlib.sha256(label(name))
+    for part in parts:
+        state.update(len(part).to_bytes(8, "big"))
+        state.update(part)
+    return state.digest()

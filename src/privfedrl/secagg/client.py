@@ -388,7 +388,8 @@ class SecAggClient:
             )
         finally:
             self._round_keys = None  # the vector is spent, whatever happens next
-        data = keys.vector.astype(keys.vector.dtype.newbyteorder("<"), copy=False).tobytes()
+        wire = keys.vector.astype(keys.vector.dtype.newbyteorder("<"), copy=False)
+        data = wire.view(np.uint8).data  # encoded from here without another copy
         self._vector_digest = vector_digest(cohort.roster, name, data)
         return Masked(
             cfg=self._cfg,

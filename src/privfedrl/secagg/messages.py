@@ -7,9 +7,11 @@ bounded by the size limit.
 
 Frame: magic "PFRL" | version u16 | type u16 | payload length u32 | payload | signature (64 bytes).
 The version's high byte is the protocol, its low byte the suite. The signature covers
-L(type) || header || payload. Notation: cfg = digest of the round's config, roster = digest of the
-set U1 of members with their adverts, U2/U3/U4 = who shared keys / sent a masked vector / signed the
-survivor set. Sets are encoded as in ``members``, Merkle roots and proofs as in ``merkle``.
+L(type) || SHA-256(header || payload).
+
+Notation: cfg = digest of the round's config, roster = digest of the set U1 of members with their
+adverts, U2/U3/U4 = who shared keys / sent a masked vector / signed the survivor set. Sets are
+encoded as in ``members``, Merkle roots and proofs as in ``merkle``.
 """
 
 from __future__ import annotations
@@ -183,7 +185,7 @@ class Masked(_Wire, frozen=True, tag=int(MessageType.MASKED)):
     roster: Digest
     shared: Digest
     receipt: Signature
-    vector: bytes
+    vector: memoryview
 
 
 class Survivors(_Wire, frozen=True, tag=int(MessageType.SURVIVORS)):
@@ -305,6 +307,7 @@ _STRUCTS: Final[dict[MessageType, type[Any]]] = {
 }
 _SHOWN: Final = frozenset({MessageType.CONFIG, MessageType.ADVERTISE, MessageType.CONSISTENCY})
 """Small frames that many see: read more than once."""
+_SHOWN_BYTES: Final = 1024
 _TYPES: Final = {struct_type: kind for kind, struct_type in _STRUCTS.items()}
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(row) for kind, row in _STRUCTS.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -312,11 +315,14 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A frame that was read and verified. ``digest`` is the SHA-256 of all its bytes."""
+    """A frame that was read and verified.
+
+    ``digest`` is what was signed and its signature, 96 bytes: it tells any two frames apart.
+    """
 
     type: MessageType
     message: Any  # the struct of ``type``; handlers state which one they take
-    payload: bytes
+    payload: memoryview
     digest: bytes
 
     @property
@@ -325,7 +331,7 @@ class Frame:
         return str(self.message.sender)
 
 
-def config_digest(payload: bytes) -> bytes:
+def config_digest(payload: bytes | memoryview) -> bytes:
     """cfg: the digest of the received config payload, bound into every key and message."""
     return digest("config", payload)
 
@@ -335,10 +341,12 @@ def encode_frame(message: Message, identity: Identity) -> bytes:
     if message.sender != identity.name:
         raise ConfigurationError(f"sender must be {identity.name}, got {message.sender}")
     kind = _TYPES[type(message)]
-    payload = _ENCODER.encode(message)
     version = _PROTOCOL << 8 | DEFAULT_SUITE.suite_id
-    signed = _HEADER.pack(_MAGIC, version, kind, len(payload)) + payload
-    return signed + identity.sign(label(kind.label) + signed)
+    frame = bytearray(HEADER_BYTES)
+    _ENCODER.encode_into(message, frame, HEADER_BYTES)
+    _HEADER.pack_into(frame, 0, _MAGIC, version, kind, len(frame) - HEADER_BYTES)
+    frame += identity.sign(label(kind.label) + hashlib.sha256(frame).digest())
+    return bytes(frame)
 
 
 def peek(data: bytes, kind: MessageType, *, limit: int) -> Any:
@@ -354,7 +362,7 @@ def peek(data: bytes, kind: MessageType, *, limit: int) -> Any:
 class _Parts:
     kind: MessageType
     suite: Suite
-    payload: bytes
+    payload: memoryview
 
 
 def _split(
@@ -375,10 +383,11 @@ def _split(
         raise RemoteProtocolError(f"{kind.label} must be <= {limit_of(kind)} bytes")
     if len(data) != HEADER_BYTES + length + SIGNATURE_BYTES:
         raise RemoteProtocolError(f"{kind.label} has another length than its header says")
-    return _Parts(kind, suite_of(version & 0xFF), data[HEADER_BYTES : HEADER_BYTES + length])
+    payload = memoryview(data)[HEADER_BYTES : HEADER_BYTES + length]
+    return _Parts(kind, suite_of(version & 0xFF), payload)
 
 
-def _decode(kind: MessageType, payload: bytes) -> Any:
+def _decode(kind: MessageType, payload: memoryview) -> Any:
     try:
         return _DECODERS[kind].decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -420,20 +429,26 @@ class FrameReader:
                 who may not send it.
             AuthenticationFailed: unknown sender or wrong signature.
         """
-        known = self._verified.get(data) if isinstance(data, bytes) else None
+        known = self._remembered(data)
         if known is not None and known.type in expected:
             return known
         parts = _split(data, expected, self._limits.__getitem__)
         kind, message = parts.kind, _decode(parts.kind, parts.payload)
         self._check_sender(kind, message.sender)
-        signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
+        signature = data[-SIGNATURE_BYTES:]
+        signed = hashlib.sha256(memoryview(data)[:-SIGNATURE_BYTES]).digest()
         key = self._registry.verify_key_of(message.sender)
         parts.suite.verify(key, signature, label(kind.label) + signed)
-        digest_of = hashlib.sha256(data).digest()
-        frame = Frame(type=kind, message=message, payload=parts.payload, digest=digest_of)
+        frame = Frame(type=kind, message=message, payload=parts.payload, digest=signed + signature)
         if kind in _SHOWN and len(self._verified) < self._capacity:
             self._verified[data] = frame
         return frame
+
+    def _remembered(self, data: object) -> Frame | None:
+        """The frame of these bytes, if it is small and was verified before."""
+        if not isinstance(data, bytes) or len(data) > _SHOWN_BYTES:
+            return None  # looking a long vector up would cost more than it saves
+        return self._verified.get(data)
 
     def _check_sender(self, kind: MessageType, sender: str) -> None:
         if sender not in self._registry:

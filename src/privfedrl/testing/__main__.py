@@ -18,7 +18,7 @@ from privfedrl.testing.verdict import Verdict
 
 __all__ = ["main"]
 
-_REFERENCE = "privfedrl.testing.pairwise:PairwiseAdapter"
+_REFERENCE = "privfedrl.testing.pairwise_guarded:GuardedPairwiseAdapter"
 
 
 def _parser() -> argparse.ArgumentParser:

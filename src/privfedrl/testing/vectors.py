@@ -74,6 +74,7 @@ def documents() -> dict[str, dict[str, Any]]:
     return found
 
 
+@cache
 def files() -> dict[str, bytes]:
     """The bytes of every file, by its name."""
     return {

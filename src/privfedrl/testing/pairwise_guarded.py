@@ -1,25 +1,28 @@
-"""Lies in the words of the pairwise protocol, and a coordinator that enforces nothing.
+"""The reference adapter with everything that an attack may ask for, and every claim.
 
-Guarantee: a lie changes the named field and nothing else; whoever signs the changed message decides
-whether it is authentic. Field names are those of ``AggregationAdapter.forge``.
+Guarantee: a lie changes the named field and nothing else, and is signed by the packet's own sender;
+parties are those of ``PairwiseAdapter``, with the guard against differencing switched on. Field
+names are those of ``AggregationAdapter.forge``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from privfedrl.primitives.shamir import SHARE_BYTES
+from privfedrl.secagg import Outgoing, SecAggClient, SecAggParameters, SecAggServer
 from privfedrl.secagg.members import Members
-from privfedrl.secagg.messages import Unmask
-from privfedrl.secagg.server import SecAggServer
+from privfedrl.secagg.messages import Unmask, encode_frame, peek
 from privfedrl.secagg.sizes import MessageType
+from privfedrl.testing.adapter import Claim, Packet, RingVector, RoundSpec, Store
+from privfedrl.testing.pairwise import PairwiseAdapter, _identity
 
-__all__ = ["LaxServer", "Lie", "lie_about"]
+__all__ = ["ChargingClient", "GuardedPairwiseAdapter", "LaxServer", "Lie", "lie_about"]
 
 Lie = Callable[[Any], Any]
 """The present value of a field -> the false one."""
@@ -32,6 +35,71 @@ class LaxServer(SecAggServer):
         names = tuple(sorted(self._answers[kind]))
         self._await(names)
         return names
+
+
+class ChargingClient(SecAggClient):
+    """A client that asks ``charge`` before its masked vector leaves."""
+
+    charge: Callable[[], None]
+
+    def start(self, config: bytes, vector: RingVector, **given: Any) -> list[Outgoing]:
+        """As the plain client, with its own ``before_release``."""
+        return super().start(config, vector, **given | {"before_release": self.charge})
+
+
+class GuardedPairwiseAdapter(PairwiseAdapter):
+    """Our own protocol with the guard against differencing; it claims everything."""
+
+    name = "privfedrl pairwise masking, guarded"
+    claims = frozenset(Claim)
+
+    def parameters(self, spec: RoundSpec) -> SecAggParameters:
+        """What everybody has pinned: two sums on one model may not isolate a few."""
+        plain = super().parameters(spec)
+        return SecAggParameters(
+            num_clients=plain.num_clients,
+            max_colluding=plain.max_colluding,
+            vector_length=plain.vector_length,
+            ring_bits=plain.ring_bits,
+            threshold=plain.threshold if plain.graph is None else None,
+            min_clients=plain.min_clients,
+            min_honest=plain.min_honest,
+            graph=plain.graph,
+            differencing="model",
+        )
+
+    def make_lax_server(self, spec: RoundSpec) -> Any:
+        server = self.make_server(spec)
+        server.party.__class__ = LaxServer  # the same layout: it only overrides a method
+        return server
+
+    def make_charging_client(
+        self,
+        spec: RoundSpec,
+        name: str,
+        vector: RingVector,
+        store: Store,
+        charge: Callable[[], None],
+    ) -> Any:
+        client = self.make_client(spec, name, vector, store)
+        party: Any = client.party
+        party.__class__ = ChargingClient  # the same layout, and one attribute in its dictionary
+        party.charge = charge
+        return client
+
+    def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Any:
+        agents = self.client_names(spec)
+        kind = MessageType(int.from_bytes(packet.data[6:8], "big"))
+        message = lie_about(
+            peek(packet.data, kind, limit=len(packet.data)),
+            changes,
+            agents=agents,
+            modulus_bits=spec.modulus_bits,
+        )
+        if message is None:
+            return None
+        identity = _identity(packet.sender, impostor=packet.sender in spec.impostors)
+        return replace(packet, data=encode_frame(message, identity))
 
 
 @dataclass(frozen=True, slots=True)
