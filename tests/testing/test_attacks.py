@@ -29,6 +29,7 @@ from privfedrl.testing.bench import Attack, Bench
 from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.verdict import Status
 
+SOUND = "privfedrl.testing.pairwise_guarded:GuardedPairwiseAdapter"
 ROW = {attack.id: attack for attack in ATTACKS}
 
 
@@ -347,7 +348,7 @@ def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("name", "attack", "says"),
-    [("Late", "A18-dropouts", "not the sum of their inputs"), ("Shown", "A8-rounds", "related")],
+    [("Late", "A18-dropouts", "not the sum of their inputs"), ("Shown", "A8-clients", "related")],
 )
 def test_the_script_of_a_failure_shows_it_again_and_passes_on_a_sound_adapter(
     broken_module: Path, monkeypatch: pytest.MonkeyPatch, name: str, attack: str, says: str
@@ -361,9 +362,7 @@ def test_the_script_of_a_failure_shows_it_again_and_passes_on_a_sound_adapter(
     again = _python(str(script), cwd=script.parent)
     assert again.returncode == 1
     assert says in again.stderr
-    sound = _python(
-        str(script), "privfedrl.testing.pairwise_guarded:GuardedPairwiseAdapter", cwd=script.parent
-    )
+    sound = _python(str(script), SOUND, cwd=script.parent)
     assert sound.returncode == 0, sound.stderr
 
 

@@ -3,6 +3,33 @@
 Guarantee: no participant reads a global generator or a clock of its own; whoever builds a
 participant decides, and a deterministic source can always be recognised (:func:`is_deterministic`)
 and refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from privfedrl.errors import ConfigurationError, LocalProtocolError
+
+__all__ = [
+    "Clock",
+    "DeterministicEntropy",
+    "Entropy",
+    "draw",
+    "is_deterministic",
+    "system_clock",
+    "system_entropy",
+]
+
+Entropy = Callable[[int], bytes]
 """``entropy(n)`` returns n fresh uniform bytes."""
 
 
