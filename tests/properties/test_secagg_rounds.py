@@ -463,11 +463,11 @@ def test_a_client_that_lies_changes_the_sum_by_its_own_vector_at_most(
                 return data
             if data[7] == MessageType.MASKED:
                 honest = peek(data, MessageType.MASKED, limit=len(data))
-                words = [
-                    np.frombuffer(message.vector[:12], "<u4") for message in (honest, change(honest))
-                ]
-                if len(change(honest).vector) == 12:
-                    told["difference"] = words[1] - words[0]
+                other = change(honest)
+                if len(other.vector) == len(honest.vector):
+                    told["difference"] = np.frombuffer(other.vector, "<u4") - np.frombuffer(
+                        honest.vector, "<u4"
+                    )
             return resigned(data, change, EVERY[name])
 
         outcome = play(fleet, chosen, vectors, Wire(lie=lie))
