@@ -4,15 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLOWER := .venv-flower
 COVERED := privacy secagg encoding primitives
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench kit kit-flower clean
 
 help:
 	@echo "make demo    train the CartPole fleet (10 agents) into runs/demo"
 	@echo "make test    every test, slow and statistical ones included, with coverage"
 	@echo "make check   ruff, ruff format and mypy"
+	@echo "make kit     the testing kit against its own seeded defects and our protocol"
+	@echo "make kit-flower  the kit against Flower's SecAgg+, in a virtual environment of its own"
 	@echo "make bench   every script of benchmarks/; fails if one misses its target"
 	@echo "make clean   remove .venv, runs and caches"
 
@@ -48,5 +51,16 @@ bench: $(STAMP)
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
+# every seeded defect must be noticed, and nothing be noticed where there is no defect
+kit: $(STAMP)
+	$(BIN)/python -m privfedrl.testing.mutants --jobs 2
+
+# not part of the tests: other people's code, at the version that the report names
+kit-flower:
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --upgrade "pip==25.3"
+	$(FLOWER)/bin/python -m pip install -c constraints.txt -e ".[testing]" -r audits/flower/requirements.txt
+	$(FLOWER)/bin/python audits/flower/run.py --out audits/reports
+
 clean:
-	rm -rf $(VENV) runs .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOWER) runs .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,8 +30,8 @@ documented, and its stages separate cleanly, which made it easy to put a test ki
 
 This is about version 1.41.0 as published on PyPI, on the date above. Later versions may differ. The
 finding that weighs most for confidentiality has been public since July 2026 as that issue, and pull
-request #7570 proposes a remedy; both were open in the copies that we could read. The others we did
-not find reported. Corrections are welcome.
+request #7570 proposes a remedy; both were open in the copies that we could read. A short search of
+the public issues found no report of the others. Corrections are welcome.
 
 [issue]: {issue}
 

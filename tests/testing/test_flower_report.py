@@ -21,12 +21,8 @@ _SUITE: tuple[Attack, ...] = (*ATTACKS, *UNIFORMITY)
 
 def _newest(suffix: str) -> Path:
     """Dates in the names sort."""
-    found = [
-        path
-        for path in sorted((_AUDITS / "reports").glob(f"*-flower-secaggplus-*{suffix}"))
-        if (suffix == ".json") != path.name.endswith(".observations.json")
-    ]
-    return found[-1]
+    found = (_AUDITS / "reports").glob(f"*-flower-secaggplus-*[0-9]{suffix}")
+    return sorted(found)[-1]
 
 
 @pytest.fixture(scope="module")

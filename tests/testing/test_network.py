@@ -24,7 +24,7 @@ from privfedrl.testing.network import (
     play,
 )
 from privfedrl.testing.pairwise import PairwiseAdapter
-from privfedrl.testing.replay import draw_vectors, judge, load_adapter
+from privfedrl.testing.replay import draw_vectors, judge, load_adapter, replay
 from privfedrl.testing.schedule import shrink
 
 ADAPTER = PairwiseAdapter()
@@ -249,6 +249,17 @@ def test_the_script_of_a_schedule_is_a_program_that_replays_it() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "0 violations by privfedrl pairwise masking" in done.stderr
+
+
+def test_a_replay_prints_each_violation_and_says_so_in_its_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule(kept=((NAMES[0], 2),)).to_json()
+    assert replay(PLACE, spec="{}", schedule=schedule) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(PairwiseAdapter, "ledger_entries", lambda self, server: 2)
+    assert replay(PLACE, spec="{}", schedule=schedule) == 1
+    assert capsys.readouterr().out == "I7 in round 1: the opened sum has 2 ledger entries\n"
 
 
 def test_shrinking_keeps_only_what_makes_it_fail() -> None:
