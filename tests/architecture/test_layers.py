@@ -48,7 +48,7 @@ ALLOWED = {
     "audit": {"errors", "secagg"},
     "cli": {"errors", "durable_files", "privacy", "plan", "secagg", "audit", "federation"},
     # the kit: only its own adapter, vectors and mutants know our protocol
-    "testing": {"errors", "primitives", "secagg"},
+    "testing": {"errors", "durable_files", "primitives", "secagg"},
     "__main__": {"cli"},
     # the root re-exports lazily
     "__init__": {

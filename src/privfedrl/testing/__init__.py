@@ -24,6 +24,7 @@ from privfedrl.testing.adapter import (
 )
 
 if TYPE_CHECKING:
+    from privfedrl.testing.attacks import attack_suite, run_attacks
     from privfedrl.testing.invariants import Violation, violations
     from privfedrl.testing.machine import aggregation_machine
     from privfedrl.testing.network import (
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
         hostile_frames,
         updates,
     )
+    from privfedrl.testing.suites import kat_suite, noise_suite, uniformity_suite
     from privfedrl.testing.transport import over_transport, play_over
+    from privfedrl.testing.verdict import Verdict
 
 __all__ = [
     "Aggregate",
@@ -64,8 +67,10 @@ __all__ = [
     "Schedule",
     "SimulatedNetwork",
     "TransportAdapter",
+    "Verdict",
     "Violation",
     "aggregation_machine",
+    "attack_suite",
     "cohorts",
     "delivery_schedules",
     "draw_vectors",
@@ -73,9 +78,13 @@ __all__ = [
     "edits",
     "hostile_frames",
     "judge",
+    "kat_suite",
+    "noise_suite",
     "over_transport",
     "play",
     "play_over",
+    "run_attacks",
+    "uniformity_suite",
     "updates",
     "violations",
 ]
@@ -89,8 +98,10 @@ _LAZY = {
     "Run": "network",
     "Schedule": "network",
     "SimulatedNetwork": "network",
+    "Verdict": "verdict",
     "Violation": "invariants",
     "aggregation_machine": "machine",
+    "attack_suite": "attacks",
     "cohorts": "strategies",
     "delivery_schedules": "strategies",
     "draw_vectors": "replay",
@@ -98,9 +109,13 @@ _LAZY = {
     "edits": "strategies",
     "hostile_frames": "strategies",
     "judge": "replay",
+    "kat_suite": "suites",
+    "noise_suite": "suites",
     "over_transport": "transport",
     "play": "network",
     "play_over": "transport",
+    "run_attacks": "attacks",
+    "uniformity_suite": "suites",
     "updates": "strategies",
     "violations": "invariants",
 }
