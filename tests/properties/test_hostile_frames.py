@@ -7,6 +7,7 @@ that Python takes for one error with its traceback.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -356,7 +357,8 @@ def _signed_anew(rng: random.Random, data: bytes) -> bytes:
         payload = msgspec.msgpack.encode(fields)
     head = b"PFRL\x01\x01" + kind.to_bytes(2, "big") + len(payload).to_bytes(4, "big")
     signer = HUB if sender == HUB.name else AGENTS[sender]
-    return head + payload + signer.sign(label(kind.label) + head + payload)
+    signed = head + payload
+    return signed + signer.sign(label(kind.label) + hashlib.sha256(signed).digest())
 
 
 def _other(rng: random.Random, value: Any) -> Any:

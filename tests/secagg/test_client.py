@@ -383,15 +383,19 @@ def test_a_clock_that_is_an_hour_off_is_forgiven(world: Any, off: int) -> None:
     assert client.start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
 
 
-@pytest.mark.parametrize("dates", [(0, NOW - 1), (NOW + 1, 2 * NOW)])
+@pytest.mark.parametrize(("dates", "opened_at"), [((0, NOW), NOW + 1), ((NOW, 2 * NOW), NOW - 1)])
 def test_a_coordinator_that_is_not_valid_opens_no_round(
-    make_world: Any, dates: tuple[int, int]
+    make_world: Any, dates: tuple[int, int], opened_at: int
 ) -> None:
     world = make_world(validity={"coordinator": dates})
     session = world.session()
+    config = world.forge(session.out[0].data, opened_at=opened_at)  # with its real key
     with pytest.raises(RoundAborted, match="coordinator is not valid") as caught:
-        session.clients[NAME].start(session.out[0].data, world.vectors[NAME], model_digest=MODEL)
+        session.clients[NAME].start(config, world.vectors[NAME], model_digest=MODEL)
     assert caught.value.code == "UnknownIdentity"
+    world.now = opened_at
+    with pytest.raises(LocalProtocolError, match="not valid"):
+        world.session()
 
 
 @pytest.mark.parametrize("dates", [(0, NOW - 1), (NOW + 1, 2 * NOW)])

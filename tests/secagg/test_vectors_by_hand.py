@@ -271,12 +271,12 @@ def reader(request: pytest.FixtureRequest) -> Reader:
     return Reader(request.param)
 
 
-def test_every_signature_covers_label_header_and_payload(reader: Reader) -> None:
+def test_every_signature_covers_label_and_hash_of_header_and_payload(reader: Reader) -> None:
     for (peer, kind), frame in [*reader.frames.items(), *reader.shown.items()]:
         sender = _fields(frame)[2]
         assert sender == (peer if (peer, kind) in reader.frames else "hub")
         key = Ed25519PublicKey.from_public_bytes(reader.keys[sender])
-        key.verify(frame[-64:], L(kind) + frame[:-64])
+        key.verify(frame[-64:], L(kind) + hashlib.sha256(frame[:-64]).digest())
 
 
 def test_the_config_holds_the_digests_of_registry_and_parameters(reader: Reader) -> None:

@@ -178,7 +178,7 @@ class SecAggParameters:
         else:
             _raise(self._sparse_problems(threshold))
             object.__setattr__(self, "threshold", self.topology(num_clients).threshold)
-            _raise(self._opened_problems())
+            self.topology(self.floor)  # the smallest roster must be feasible too
 
     def _shared_problems(self) -> list[str]:
         n, c = self.num_clients, self.max_colluding
@@ -234,16 +234,6 @@ class SecAggParameters:
             ),
         )
         return [problem for holds, problem in rules if not holds]
-
-    def _opened_problems(self) -> list[str]:
-        """The full and the smallest roster must be feasible and keep small groups together."""
-        smallest = min(self.topology(n).smallest_opened for n in (self.num_clients, self.floor))
-        if smallest >= self.min_honest:
-            return []
-        return [
-            f"min_honest = {self.min_honest} honest inputs cannot be kept together on this graph, "
-            f"a malicious server could isolate {smallest}"
-        ]
 
     @property
     def floor(self) -> int:

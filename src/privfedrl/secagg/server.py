@@ -204,6 +204,8 @@ class SecAggServer:
         )
         _check_arguments(config)
         data = encode_frame(config, self._identity)
+        if not self._registry.valid_at(self._identity.name, config.opened_at):
+            raise LocalProtocolError(f"{self._identity.name} is not valid at this time")
         # read back: what the agents will see is what this coordinator goes by
         frame = self._reader.read(data, frozenset({MessageType.CONFIG}))
         self._round = _Round(frame=data, config=config, cfg=config_digest(frame.payload))

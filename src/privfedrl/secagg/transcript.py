@@ -271,9 +271,10 @@ def _verify_ideal(data: bytes, body: IdealBody, registry: Registry) -> None:
 
 def _verify_round(data: bytes, body: TranscriptBody, registry: Registry) -> None:
     config = _config(body)
-    parameters = _parameters(config)
-    if len(registry.agents) != parameters.num_clients:
+    # before anything is computed from the record's own numbers
+    if int.from_bytes(config.parameters[:8], "big") != len(registry.agents):
         raise RemoteProtocolError("num_clients is not the number of registered agents")
+    parameters = _parameters(config)
     reader = FrameReader(registry, parameters)
     reader.read(data, frozenset({MessageType.TRANSCRIPT}))
     reader.read(body.config, frozenset({MessageType.CONFIG}))

@@ -158,6 +158,7 @@ def equivocate(
     ask_both: bool = False,
     cross: bool = False,
     lax: bool = False,
+    further: int = 16,
 ) -> tuple[Track, Track]:
     """A server that shows one part of the clients another round than the other part.
 
@@ -171,6 +172,7 @@ def equivocate(
         ask_both: everybody also gets the other server's packets, after those of its own.
         cross: each server also gets the answers that were meant for the other one.
         lax: servers that go on below every floor and threshold.
+        further: legs with two views; what was not delivered yet is ``waiting`` in the tracks.
     """
     other = dict(changes or {})
     split = leg < 0
@@ -188,7 +190,7 @@ def equivocate(
     first.waiting, second.waiting = scene.start(first.server), scene.start(second.server)
     for number in range(leg + 1):
         _same_view(scene, first, second, hidden if number == leg else ())
-    for _ in range(16):
+    for _ in range(further):
         if not (first.waiting or second.waiting):
             break
         _two_views(scene, (first, second), ask_both=ask_both, cross=cross)

@@ -198,6 +198,30 @@ def substituted_keys(bench: Bench) -> None:
         bench.expect(scene.result(server) is None, f"{what}: there is a sum", scene)
 
 
+def left_out(bench: Bench) -> None:
+    """A client is shown a roster without itself, and asked to go on."""
+    scene = bench.scene()
+    target = scene.names[0]
+    server, clients = scene.server(), scene.clients()
+    opened = scene.run(server, clients, legs=1)
+    own = {packet.data for packet in clients[target].sent}
+    out = [
+        forge(
+            bench,
+            scene,
+            packet,
+            adverts=lambda frames: tuple(frame for frame in frames if frame not in own),
+            members=lambda names: tuple(name for name in names if name != target),
+        )
+        if packet.recipient == target
+        else packet
+        for packet in opened
+    ]
+    scene.run(server, clients, out=out)
+    bench.judge(scene, "a roster without its reader")
+    bench.expect(len(clients[target].sent) == 1, "a client went on without itself", scene)
+
+
 def low_order(bench: Bench) -> None:
     """A registered client advertises X25519 points of low order, as either key."""
     for index, key in enumerate(LOW_ORDER_KEYS):
@@ -271,6 +295,12 @@ KEY_ATTACKS: Final = (
         title="the server swaps adverts inside the roster",
         needs=_STRICT,
         run=substituted_keys,
+    ),
+    Attack(
+        id="A5-left-out",
+        title="a client goes on with a roster that it is not in",
+        needs=_STRICT,
+        run=left_out,
     ),
     Attack(
         id="A6-low-order",

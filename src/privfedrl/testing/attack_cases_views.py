@@ -7,12 +7,13 @@ Secure Aggregation in Federated Learning via Model Inconsistency, CCS 2022.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, Final
 
 from privfedrl.testing.adapter import Claim, Packet
-from privfedrl.testing.adversaries import equivocate, record, reveal_leg, vector_leg
+from privfedrl.testing.adversaries import equivocate, forge, record, reveal_leg, vector_leg
 from privfedrl.testing.bench import Attack, Bench, NotApplicable, claims
 from privfedrl.testing.scene import Party, Scene
 
@@ -147,10 +148,11 @@ def below_the_floor(bench: Bench) -> None:
 def lax_server(bench: Bench) -> None:
     """A server that goes on below every floor; clients leave before each leg until few are left."""
     legs = len(record(bench.scene()).out)
-    names = bench.scene().names
-    for leg in range(legs):
+    rounds: tuple[dict[str, Any], ...] = ({}, _STRICT)
+    for leg, changes in product(range(legs), rounds):
+        names = bench.scene(**changes).names
         for present in bench.sample(range(1, len(names)), 5):
-            scene = bench.scene()
+            scene = bench.scene(**changes)
             server = _lax_server(scene)
             gone = dict.fromkeys(names[present:], leg)
             scene.run(server, scene.clients(), drop=gone)
@@ -183,6 +185,41 @@ def lax_views(bench: Bench) -> None:
                     lax=True,
                 )
                 bench.judge(scene, f"two views after leg {leg}, {len(side)} see the second")
+
+
+def borrowed_consents(bench: Bench) -> None:
+    """Clients of one view are shown the agreement of those of the other."""
+    leg = vector_leg(bench, record(bench.scene()))
+    _lax_server(bench.scene())
+    names = bench.scene().names
+    for size in (4, 3, 5):
+        scene = bench.scene()
+        first, second = equivocate(
+            scene, leg=leg, hidden=set(names[:1]), followers=names[-size:], lax=True, further=1
+        )
+        agreed = _consents(bench, scene, second.waiting[:1])
+        for packet in first.waiting:
+            shown = forge(bench, scene, packet, consents=_always(agreed))
+            scene.deliver(first.members[packet.recipient], shown)
+        for packet in second.waiting:
+            scene.deliver(second.members[packet.recipient], packet)
+        bench.judge(scene, f"the agreement of {size} clients shown to the others")
+
+
+def _always(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def _consents(bench: Bench, scene: Scene, packets: list[Packet]) -> tuple[bytes, ...]:
+    seen: list[tuple[bytes, ...]] = []
+
+    def look(consents: Any) -> Any:
+        seen.append(consents)
+        return consents
+
+    for packet in packets:
+        forge(bench, scene, packet, consents=look)
+    return seen[0] if seen else ()
 
 
 def lax_both_shares(bench: Bench) -> None:
@@ -372,6 +409,12 @@ VIEW_ATTACKS: Final = (
         needs=_AGREEMENT,
         run=lax_views,
         cost=3,
+    ),
+    Attack(
+        id="A4-borrowed",
+        title="clients reveal shares although others agreed on another survivor set",
+        needs=_AGREEMENT,
+        run=borrowed_consents,
     ),
     Attack(
         id="A9-lax",

@@ -1,9 +1,9 @@
 """What must be true of every scene, whatever the attack was.
 
 Guarantee: :func:`judge` looks at outputs and observations alone; each rule applies only where the
-adapter claims what it tests. Rules: exact sums over registered inputs, one survivor set per round,
-floors, one model per sum, one kind of share per peer, one masked vector per round and disk, no two
-sums that differ by too few.
+adapter claims what it tests. Rules: exact sums over registered inputs, one survivor set per round
+in outputs and in what clients reveal, floors, one model per sum, one kind of share per peer, one
+masked vector per round and disk, no two sums that differ by too few.
 """
 
 from __future__ import annotations
@@ -163,6 +163,19 @@ def _one_kind(scene: Scene, _: list[Output]) -> list[str]:
     ]
 
 
+def _one_view(scene: Scene, _: list[Output]) -> list[str]:
+    """Honest clients that reveal shares of one peer agree whether it survived."""
+    kinds: dict[tuple[str, RoundKey], set[str]] = defaultdict(set)
+    for client, key, reveal in scene.revealed:
+        if client.honest:
+            kinds[reveal.owner, key].add(reveal.kind)
+    return [
+        f"honest clients revealed shares for two survivor sets, with and without {owner}"
+        for (owner, _), found in kinds.items()
+        if len(found) > 1
+    ]
+
+
 def _spent(scene: Scene, _: list[Output]) -> list[str]:
     """One masked vector per disk and round."""
     released: dict[tuple[str, RoundKey], set[bytes]] = defaultdict(set)
@@ -212,6 +225,7 @@ _OUTPUT_RULES: Final[tuple[tuple[Claim, _OutputRule], ...]] = (
 )
 _SCENE_RULES: Final[tuple[tuple[Claim, _SceneRule], ...]] = (
     (Claim.AGREEMENT, _one_set),
+    (Claim.AGREEMENT, _one_view),
     (Claim.ONE_SHARE_KIND, _one_kind),
     (Claim.SPENT_ROUNDS, _spent),
     (Claim.FRESH_MASKS, _fresh),

@@ -6,6 +6,7 @@ error is stated by hand, never recorded from what the code happens to do.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ class Scene:
         frame = _HEADER.pack(magic, version, kind, size) + payload
         text = MessageType(kind).label if kind in _KNOWN else "unknown"
         return frame + self.federation.identity(by or self.federation.coordinator).sign(
-            label(text) + frame
+            label(text) + hashlib.sha256(frame).digest()
         )
 
     def payload(self, stage: int) -> bytes:

@@ -299,7 +299,7 @@ COMPLETE_KEEP: Final = {"Clinic.10": 0, "agent-0": 1, "agent_2": 2, "z-9": 3}
 COMPLETE_CLIENT: Final = "bank"
 
 SPARSE: Final = Federation(
-    title="sparse graph, dropouts at every stage",
+    title="sparse graph, dropouts before the roster, before M3 and before M4",
     names=tuple(f"robot-{index:02d}" for index in range(20)),
     parameters=SecAggParameters(
         num_clients=20,
@@ -311,7 +311,8 @@ SPARSE: Final = Federation(
         graph=SparseGraph(max_dropouts=2, security_bits=4, correctness_bits=4),
     ),
 )
-SPARSE_KEEP: Final = {"robot-03": 0, "robot-08": 1, "robot-11": 2, "robot-15": 3}
+# two at most after the roster: no client then lacks more than k - t = 2 of its neighbours
+SPARSE_KEEP: Final = {"robot-03": 0, "robot-11": 2, "robot-15": 3}
 SPARSE_CLIENT: Final = "robot-07"
 
 

@@ -201,12 +201,12 @@ def _sparse_rosters(s: Scene) -> Iterator[Case]:
         ("missing_neighbour", "every neighbour is shown", {"adverts": message.adverts[1:]}),
     ):
         yield s.case(f"sparse_{name}", claim, 1, s.forge(1, **changes), **aborts(code))
-    few = s.named(s.parsed(2).members)[1:]
+    few = s.named(s.parsed(2).members)[3:]
     yield s.case(
         "sparse_too_many_dropouts",
         "a roster loses at most max_dropouts members",
         2,
-        s.forge(2, members=s.bitmap([name for name in few if name != "robot-01"])),
+        s.forge(2, members=s.bitmap(few)),
         **aborts(AbortCode.COHORT_TOO_SMALL),
     )
 
