@@ -7,7 +7,7 @@ bytes and the time come from is replaced, and what was drawn is written down.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -317,6 +317,11 @@ SPARSE_CLIENT: Final = "robot-07"
 
 
 def opened(federation: Federation, name: str) -> Round:
-    """A round of which only the config exists, as the client called ``name`` would get it."""
-    config = federation.open(federation.server())[0].data
+    """A round of which only the config exists, as the client called ``name`` would get it.
+
+    It is what a coordinator signs that does not care whether it is valid itself.
+    """
+    valid = replace(federation, validity={})
+    config = valid.open(valid.server())[0].data
+    config = federation.forge(config, registry_digest=federation.registry.digest)
     return Round(federation, shown={name: [config]}, entropies={name: federation.entropy(name)})
