@@ -223,3 +223,9 @@ def test_the_diagrams_are_drawn_from_the_transition_tables(title: str, expected:
 def test_every_file_of_vectors_that_is_named_exists() -> None:
     for pattern in re.findall(r"`(secagg_[\w*]+\.json)`", section("Test vectors")):
         assert list((ROOT / "tests" / "vectors").glob(pattern)), pattern
+
+
+def test_every_row_of_a_table_has_the_columns_of_its_head() -> None:
+    for table in re.findall(r"(?:^\|.*\|\n)+", TEXT, re.MULTILINE):
+        columns = {row.count("|") for row in table.splitlines()}
+        assert len(columns) == 1, table

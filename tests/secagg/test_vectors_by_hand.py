@@ -260,6 +260,56 @@ def _offsets(n: int, degree: int) -> tuple[int, ...]:
     return tuple(sorted(offsets))
 
 
+def _tails(population: int, marked: int, draws: int) -> list[int]:
+    """Entry a: in how many of the C(population, draws) ways at least a marked ones are drawn."""
+    ways = [
+        math.comb(marked, hits) * math.comb(population - marked, draws - hits)
+        for hits in range(min(marked, draws) + 1)
+    ]
+    return [sum(ways[least:]) for least in range(draws + 2)]
+
+
+def _smallest_degree(row: dict[str, Any]) -> tuple[int, int]:
+    """The least even degree that meets the three bounds, and its threshold."""
+    n, c, d = row["num_clients"], row["corrupt"], row["dropouts"]
+    sigma, eta = row["security_bits"], row["correctness_bits"]
+    for k in range(4, n - 1, 2):
+        total = math.comb(n - 1, k)
+        corrupt, dropped = _tails(n - 1, c, k), _tails(n - 1, d, k)
+        a = next(a for a in range(1, k + 2) if n * corrupt[a] << sigma + 1 <= total)
+        t = a if row["server"] == "semi-honest" else -(-(k + a) // 2)
+        connected = n * (n - 1) * math.perm(c + d, k) << sigma <= math.perm(n, k)
+        if t <= k and connected and n * dropped[k - t + 1] << eta <= total:
+            return k, t
+    raise AssertionError("no degree fits")
+
+
+def _smallest_opened(row: dict[str, Any]) -> int:
+    n, c, k, t = (row[name] for name in ("num_clients", "corrupt", "degree", "threshold"))
+    if row["server"] == "semi-honest":
+        return int(n - c - row["dropouts"])
+    cosines = [round(2**31 * math.cos(min(j, n - j) * (2 * math.pi / n))) for j in range(n)]
+    offsets = _offsets(n, k)
+    values = [sum(cosines[f * o % n] for o in offsets) for f in range(1, n // 2 + 1)]
+    mixing = (max(map(abs, values)) + k) / 2**30
+    for size in range(min(k - t + 2, n - c), n - c + 1):
+        s, x = size / n, (size + c) / n
+        inside = (k * s + mixing * (1 - s)) * (1 + 1e-9)
+        reached = (k * x + mixing * math.sqrt(x * (1 - x) * (1 - s) / s)) * (1 + 1e-9)
+        if inside >= k - t + 1 and reached >= t:
+            return size
+    return int(n - c)
+
+
+def test_degrees_are_the_smallest_that_meet_the_documented_bounds() -> None:
+    document = load("secagg_graphs.json")
+    for row in [*document["finder"], *document["published"]]:
+        if row["num_clients"] == 100 or (row["num_clients"], row["corrupt"]) == (1000, 50):
+            assert _smallest_degree(row) == (row["degree"], row["threshold"]), row
+        if row["num_clients"] == 100:
+            assert _smallest_opened(row) == row["smallest_opened"], row
+
+
 def test_offsets_come_from_the_documented_search() -> None:
     for row in load("secagg_graphs.json")["offsets"]:
         if row["num_clients"] <= 100:
@@ -573,6 +623,7 @@ def test_the_finder_gives_the_published_degrees() -> None:
     assert found[100, 10, "semi-honest"] == (22, 11)
     assert found[1000, 100, "malicious"] == (128, 86)
     assert found[10_000, 2000, "malicious"] == (244, 175)
+    assert found[1000, 333, "malicious"] == (272, 209)
 
 
 def test_sizes_are_those_of_the_vectors() -> None:

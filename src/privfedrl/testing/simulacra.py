@@ -28,9 +28,10 @@ from privfedrl.testing.adapter import (
     RoundSpec,
     Store,
 )
+from privfedrl.testing.mutant import Mutant
 from privfedrl.testing.simulacra_protocol import SERVER, Client, Rules, Server, ToyError, frame_of
 
-__all__ = ["SIMULACRA", "Simulacrum"]
+__all__ = ["TOY_MUTANTS", "Simulacrum"]
 
 _HEX_FIELDS: Final = ("public_keys", "sealed", "shares", "adverts", "consents")
 _UNCLAIMED: Final = {
@@ -193,7 +194,6 @@ class _Obedient(Rules):
         return same and body["numbers"][4:6] == own["numbers"][4:6]
 
     def threshold(self, spec: RoundSpec, body: dict[str, Any]) -> int:
-        spec.__class__  # the opening decides
         n, c, _, honest, *_, given = body["numbers"]
         return int(given) if given else int(max((n + c) // 2 + 1, honest + c))
 
@@ -264,26 +264,117 @@ class _Untyped(Simulacrum):
             raise ToyError(f"malformed: {type(error).__name__}") from error
 
 
-def _variant(rules: type[Rules], base: type[Simulacrum] = Simulacrum) -> Callable[[], Simulacrum]:
-    name = rules.__name__.lstrip("_").lower()
-    kind = type(f"{name.title()}Simulacrum", (base,), {"rules": rules(), "name": f"toy, {name}"})
-    return kind
+def _toy(
+    id: str,  # noqa: A002 - the field's own name
+    title: str,
+    fault: str,
+    expected: tuple[str, ...],
+    rules: type[Rules],
+    *,
+    base: type[Simulacrum] = Simulacrum,
+    thorough: bool = False,
+) -> Mutant:
+    made = type(
+        f"mutant_{id.replace('-', '_')}",
+        (base,),
+        {"rules": rules(), "name": f"toy, {title}", "__module__": "privfedrl.testing.mutants"},
+    )
+    return Mutant(id=id, title=title, fault=fault, expected=expected, make=made, thorough=thorough)
 
 
-SIMULACRA: Final[dict[str, Callable[[], Simulacrum]]] = {
-    "correct": Simulacrum,
-    "mt19937": _variant(_Twister),
-    "short-range": _variant(_Short),
-    "overlap": _variant(_Overlap),
-    "no-agreement": _variant(_NoAgreement),
-    "server-threshold": _variant(_Obedient),
-    "no-tag": _variant(_NoTag),
-    "float-masks": _variant(_Float),
-    "reused-masks": _variant(_Reused),
-    "clear-weight": _variant(_Weight),
-    "lost-at-setup": _variant(_LostAtSetup, _Untyped),
-    "short-seed": _variant(_ShortSeed),
-    "saturating": _variant(_Saturating),
-    "unsigned": _variant(_Unsigned),
-}
-"""The correct toy and its faulty variants by their short names."""
+TOY_MUTANTS: Final = (
+    _toy(
+        "toy-twister",
+        "masks come from MT19937 with a folded 32-bit seed",
+        "SecAgg+ of Flower 1.41, read and run; its issue 7522",
+        ("A8-generator",),
+        _Twister,
+    ),
+    _toy(
+        "toy-short-range",
+        "masks never take the two highest values of the ring",
+        "SecAgg+ of Flower",
+        ("A8-range",),
+        _Short,
+    ),
+    _toy(
+        "toy-overlap",
+        "both shares leave for whom the server lists as alive and as gone",
+        "SecAgg+ of Flower, with overlapping lists",
+        ("A3-overlap",),
+        _Overlap,
+    ),
+    _toy(
+        "toy-no-agreement",
+        "clients agree with any survivor set and any number of them",
+        "the semi-honest version of the protocol against a malicious server; attack A4",
+        ("A4-borrowed", "A4-consents", "A3-both-shares"),
+        _NoAgreement,
+    ),
+    _toy(
+        "toy-server-threshold",
+        "threshold and floors are the server's",
+        "SecAgg+ of Flower accepts threshold 0",
+        ("A10-parameters",),
+        _Obedient,
+    ),
+    _toy(
+        "toy-no-tag",
+        "the tag of encrypted shares is not checked",
+        "the prototype of Flamingo",
+        ("A17-delivered",),
+        _NoTag,
+    ),
+    _toy(
+        "toy-float-masks",
+        "masks are floating-point numbers",
+        "FATE 2: float64 is no group, so masks neither hide nor cancel",
+        ("A13-view",),
+        _Float,
+    ),
+    _toy(
+        "toy-reused-masks",
+        "keys are the same in every round",
+        "long-term pair keys; attack A8",
+        ("A8-rounds",),
+        _Reused,
+    ),
+    _toy(
+        "toy-clear-weight",
+        "a number that depends on the input goes beside the masked vector",
+        "num_examples in SecAgg+ of Flower, weights in FATE 2; attack A20",
+        ("A20-sizes",),
+        _Weight,
+    ),
+    _toy(
+        "toy-lost-at-setup",
+        "one client lost at set-up ends the round in a KeyError",
+        "SecAgg+ of Flower; attack A18",
+        ("A18-dropouts",),
+        _LostAtSetup,
+        base=_Untyped,
+    ),
+    _toy(
+        "toy-short-seed",
+        "pair seeds have 16 bits",
+        "the prototype of Flamingo",
+        ("A8-seeds",),
+        _ShortSeed,
+        thorough=True,
+    ),
+    _toy(
+        "toy-saturating",
+        "the sum stops at the top of the ring",
+        "silent overflow in SecAgg+ of Flower above its capacity; attack A15",
+        ("A15-wrap",),
+        _Saturating,
+    ),
+    _toy(
+        "toy-unsigned",
+        "nothing is authenticated",
+        "unsigned keys in SecAgg+ of Flower; attack A5",
+        ("A5-impostor-client",),
+        _Unsigned,
+    ),
+)
+"""The toy with one fault each."""

@@ -9,6 +9,7 @@ Notation: as in ``docs/protocol.md``; byte strings in hex.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -35,10 +36,11 @@ ROSTER: Final = bytes(range(32))
 CFG: Final = bytes(range(32, 64))
 
 # n, gamma = corrupt fraction, delta = dropout fraction; sigma = eta = 40
-FINDER: Final[tuple[tuple[int, float, float], ...]] = (
+FINDER: Final[tuple[tuple[int, float | Fraction, float], ...]] = (
     *((n, 0.05, 0.05) for n in (100, 1_000, 10_000)),
     *((n, 0.1, 0.1) for n in (100, 1_000, 10_000)),
     *((n, 0.2, 0.1) for n in (100, 1_000, 10_000)),
+    *((n, Fraction(1, 3), 0.1) for n in (100, 1_000)),
 )
 # (n, corruption, dropout, server, published degree, published threshold); sigma = 40, eta = 20
 PUBLISHED: Final[tuple[tuple[int, float, float, ServerModel, int, int], ...]] = (
@@ -221,7 +223,7 @@ def graphs() -> dict[str, Any]:
 
 
 def _found(
-    row: tuple[int, float, float], server: ServerModel, correctness_bits: int = 40
+    row: tuple[int, float | Fraction, float], server: ServerModel, correctness_bits: int = 40
 ) -> dict[str, Any]:
     n, gamma, delta = row
     found = graph_parameters(

@@ -245,7 +245,7 @@ def round_file(done: Round, client: str) -> dict[str, Any]:
     return {
         "title": federation.title,
         "world": world_of(done, names=federation.names),
-        "config": parse_config(done),
+        "config": _config_fields(done),
         "degree": topology.degree,
         "threshold": topology.threshold,
         "coordinator": {
@@ -266,7 +266,7 @@ def round_file(done: Round, client: str) -> dict[str, Any]:
     }
 
 
-def parse_config(done: Round) -> dict[str, Any]:
+def _config_fields(done: Round) -> dict[str, Any]:
     """The fields of the round's config, byte strings in hex."""
     config = done.server.result().config
     fields = {name: getattr(config, name) for name in config.__struct_fields__}
