@@ -104,7 +104,7 @@ def test_an_all_zero_secret_is_refused_even_past_the_list(
 ) -> None:
     from privfedrl.primitives import key_agreement
 
-    monkeypatch.setattr(key_agreement, "LOW_ORDER_POINTS", frozenset())
+    monkeypatch.setattr(key_agreement, "_LOW_ORDER_ENCODINGS", frozenset())
     with pytest.raises(RemoteProtocolError, match="all-zero"):
         KeyPair.generate(DeterministicEntropy(b"a")).agree(bytes(32))
 

@@ -603,10 +603,11 @@ def test_two_survivor_sets_cannot_both_be_opened(make_world: Any) -> None:
         client = session.clients[name]
         shown = full[name] if name in shown_full else short[name]
         with pytest.raises(RoundAborted) as caught:
-            client.receive(unmask_request(world, name, mixed))
+            client.receive(request := unmask_request(world, name, mixed))
         assert caught.value.code == "Equivocation"
-        first, second = caught.value.evidence
+        first, second, third = caught.value.evidence
         assert first == shown
+        assert third == request  # signed by the coordinator: a colluding client cannot frame it
         assert second in (split if name in shown_full else consents)
         assert client.phase is ClientPhase.ABORTED
 

@@ -446,7 +446,7 @@ def test_two_survivor_sets_are_noticed_within_a_neighbourhood(sparse_world: Any)
     with pytest.raises(RoundAborted) as caught:
         session.clients[NAME].receive(request)
     assert caught.value.code == "Equivocation"
-    assert caught.value.evidence == (honest, split)
+    assert caught.value.evidence == (honest, split, request)
 
 
 def _request(world: Any, session: Any, consent: bytes) -> bytes:

@@ -33,6 +33,15 @@ LOW_ORDER_POINTS: Final = frozenset(
 )
 """Every u mod p whose order divides 8 on the curve or its twist (RFC 7748, section 6.1)."""
 
+_LOW_ORDER_ENCODINGS: Final = frozenset(
+    (u + wrap + top).to_bytes(KEY_BYTES, "little")
+    for u in LOW_ORDER_POINTS
+    for wrap in (0, _P)
+    for top in (0, 2**255)
+    if u + wrap < 2**255
+)
+"""The same as bytes: X25519 takes u mod p and ignores the top bit."""
+
 
 class KeyPair:
     """One X25519 key pair. Its repr shows no key, and it refuses to be pickled or copied."""
@@ -98,6 +107,5 @@ def check_public_key(public: bytes) -> None:
 def _refuse_low_order(public: bytes) -> None:
     if len(public) != KEY_BYTES:
         raise RemoteProtocolError(f"public key must be {KEY_BYTES} bytes, got {len(public)}")
-    u = int.from_bytes(public, "little") & (2**255 - 1)  # the top bit is ignored by X25519
-    if u % _P in LOW_ORDER_POINTS:
+    if public in _LOW_ORDER_ENCODINGS:
         raise RemoteProtocolError("public key has low order")

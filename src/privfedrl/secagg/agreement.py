@@ -12,7 +12,7 @@ for i: all of U1 on a complete graph, the neighbours without i on a sparse one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -96,6 +96,7 @@ class Cohort:
     mask_keys: Mapping[str, bytes]
     points: Mapping[str, int]
     suite: Suite
+    _near: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def threshold(self) -> int:
@@ -108,8 +109,12 @@ class Cohort:
 
     def neighbours(self, name: str) -> tuple[str, ...]:
         """Who masks with ``name``, in order."""
-        indices, agents = self.members.indices(), self.registry.agents
-        return tuple(agents[indices[rank]] for rank in self.graph.neighbours(self.rank(name)))
+        near = self._near.get(name)
+        if near is None:
+            indices, agents = self.members.indices(), self.registry.agents
+            ranks = self.graph.neighbours(self.rank(name))
+            near = self._near[name] = tuple([agents[indices[rank]] for rank in ranks])
+        return near
 
     def holders(self, name: str) -> tuple[str, ...]:
         """Who holds shares of ``name`` and whose signatures count for it, in order."""

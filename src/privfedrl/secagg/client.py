@@ -159,7 +159,7 @@ class SecAggClient:
         self._round_config: RoundConfig | None = None
         self._held_shares: dict[str, tuple[bytes, bytes]] = {}
         self._before_release: Callable[[], None] = _do_nothing
-        self._advert = self._cfg = self._commitment = self._vector_digest = b""
+        self._received = self._advert = self._cfg = self._commitment = self._vector_digest = b""
         self._shared = self._survivors = b""
         self._sharers: Members | None = None
         self._survivor_set: Members | None = None
@@ -255,6 +255,7 @@ class SecAggClient:
                 AbortCode.UNEXPECTED_MESSAGE,
                 f"{frame.type.label} is not allowed while {self._phase.value}",
             )
+        self._received = data
         answer = _HANDLERS[frame.type](self, frame.message)
         self._slots[frame.type] = data
         if following is ClientPhase.DONE:
@@ -510,7 +511,8 @@ class SecAggClient:
             raise abort(
                 AbortCode.EQUIVOCATION,
                 f"{consent.sender} was shown another survivor set",
-                evidence=(self._slots[MessageType.SURVIVORS], data),
+                # all three signed by the coordinator or by the other: nobody can be framed
+                evidence=(self._slots[MessageType.SURVIVORS], data, self._received),
             )
         return consent.sender
 

@@ -45,6 +45,9 @@ _UNIT: Final = 1 << 30
 """Cosines are rounded to this grid and summed as integers: the search then takes the same path on
 every machine, ties included, and the error of lambda is below k / 2^30."""
 
+_PRECISION: Final = 192
+"""Bits after the point while cosines are computed."""
+
 _SLACK: Final = 1e-9
 """Relative slack of the two isolation inequalities: rounding may only make the bound smaller."""
 
@@ -257,11 +260,41 @@ def _improve(
 
 
 def _cosines(num_clients: int) -> Indices:
-    """2 cos(2 pi j / n) in units of 1/_UNIT, j = 0 .. n - 1, exactly symmetric."""
-    index = np.arange(num_clients)
-    angles = np.minimum(index, num_clients - index) * (2 * np.pi / num_clients)
-    rounded: Indices = np.rint(2 * _UNIT * np.cos(angles)).astype(np.int64)
-    return rounded
+    """2 cos(2 pi j / n) to the nearest 1/_UNIT, j = 0 .. n - 1.
+
+    In integers, because a cosine in floating point may differ in its last bit between machines.
+    With c_j = 2 cos(j theta): c_{j+1} = c_1 c_j - c_{j-1}. An error of one unit in the last of
+    _PRECISION bits grows to at most n^2 of them, so that 150 bits are right.
+    """
+    one = 1 << _PRECISION
+    first = 2 * _cosine(2 * _pi() // num_clients)
+    values = [2 * one, first]
+    for _ in range(num_clients // 2 - 1):
+        values.append((first * values[-1] >> _PRECISION) - values[-2])
+    shift = _PRECISION - _UNIT.bit_length() + 1
+    half = [(value + (1 << (shift - 1))) >> shift for value in values[: num_clients // 2 + 1]]
+    return np.array(half + half[(num_clients - 1) // 2 : 0 : -1], dtype=np.int64)
+
+
+def _pi() -> int:
+    """pi with _PRECISION bits after the point: 16 arctan(1/5) - 4 arctan(1/239) (Machin)."""
+    total, one = 0, 1 << (_PRECISION + 16)
+    for factor, inverse in ((16, 5), (-4, 239)):
+        power, index = one // inverse, 0
+        while power:
+            total += (-1) ** index * factor * (power // (2 * index + 1))
+            power, index = power // inverse**2, index + 1
+    return total >> 16
+
+
+def _cosine(angle: int) -> int:
+    """cos of 0 to pi, by its series; _PRECISION bits after the point."""
+    square, total, term, index = angle * angle >> _PRECISION, 0, 1 << _PRECISION, 0
+    while term:
+        total += term
+        index += 2
+        term = -(term * square >> _PRECISION) // (index * (index - 1))
+    return total
 
 
 def _check_nodes(num_clients: int) -> None:

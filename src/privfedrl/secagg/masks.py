@@ -11,6 +11,7 @@ Reference: Bonawitz et al., CCS 2017, figure 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from privfedrl.primitives.key_agreement import KeyPair
@@ -124,4 +125,9 @@ def _box_info(sender: str, recipient: str) -> bytes:
 def _context(cohort: Cohort, sender: str, recipient: str) -> bytes:
     point = cohort.points[recipient].to_bytes(4, "big")
     names = (sender.encode("ascii"), recipient.encode("ascii"))
-    return label("share") + join(cohort.cfg, cohort.roster, *names, point)
+    return _context_of_roster(cohort.cfg, cohort.roster) + join(*names, point)
+
+
+@lru_cache(maxsize=4)
+def _context_of_roster(cfg: bytes, roster: bytes) -> bytes:
+    return label("share") + join(cfg, roster)

@@ -274,10 +274,11 @@ def _verify_round(data: bytes, body: TranscriptBody, registry: Registry) -> None
     # before anything is computed from the record's own numbers
     if int.from_bytes(config.parameters[:8], "big") != len(registry.agents):
         raise RemoteProtocolError("num_clients is not the number of registered agents")
+    signed = FrameReader(registry, _ANY)
+    signed.read(data, frozenset({MessageType.TRANSCRIPT}))
+    signed.read(body.config, frozenset({MessageType.CONFIG}))
     parameters = _parameters(config)
     reader = FrameReader(registry, parameters)
-    reader.read(data, frozenset({MessageType.TRANSCRIPT}))
-    reader.read(body.config, frozenset({MessageType.CONFIG}))
     _check_valid(registry, config.sender, config)
     cohort = _cohort(body, config, registry, parameters, reader)
     floor, within = parameters.stage_floor(len(cohort.members)), cohort.members

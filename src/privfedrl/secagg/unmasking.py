@@ -55,6 +55,8 @@ def recover(
 ) -> Recovered:
     """Reconstruct and check what the shares in ``answers`` stand for.
 
+    The first t shares of everybody are tried at once; only where they fail, others are.
+
     Args:
         answers: per owner of U2 its shares by holder, uint16 [18] each.
         commitments: to the self masks, per member of U2.
@@ -63,33 +65,40 @@ def recover(
         RoundAborted: ThresholdNotMet, naming owners of whom too few shares came;
             ShareInconsistent, naming the owners that no tried subset gave.
     """
-    recovered, suspects = Recovered(), set()
-    for holders, owners in _by_holders(answers, commitments, cohort.threshold).items():
-        # [holder, owner, limb]
-        matrix = np.stack(
-            [np.stack([answers[owner][name] for owner in owners]) for name in holders]
+    recovered, suspects, threshold = Recovered(), set(), cohort.threshold
+    owners = list(commitments)
+    first = {owner: sorted(answers.get(owner, ()))[:threshold] for owner in owners}
+    short = [owner for owner, holders in first.items() if len(holders) < threshold]
+    if short:
+        raise abort(
+            AbortCode.THRESHOLD_NOT_MET,
+            f"fewer than {threshold} shares came for {', '.join(short[:8])}",
         )
-        points = [cohort.points[name] for name in holders]
+    points = np.array([[cohort.points[name] for name in first[owner]] for owner in owners])
+    rows = np.array([[answers[owner][name] for name in first[owner]] for owner in owners])
+    pending = [
+        owner
+        for owner, secret in zip(owners, shamir.combine_each(rows, points), strict=True)
+        if secret is None or not _accept(recovered, secret, owner, cohort, commitments, survivors)
+    ]
+    for holders, group in _by_holders(answers, pending).items():
+        # [holder, owner, limb]
+        matrix = np.stack([np.stack([answers[owner][name] for owner in group]) for name in holders])
+        at = [cohort.points[name] for name in holders]
         suspects |= _recover_alike(
-            recovered, matrix, holders, points, owners, cohort, commitments, survivors
+            recovered, matrix, holders, at, group, cohort, commitments, survivors
         )
     recovered.suspects = tuple(sorted(suspects))
     return recovered
 
 
 def _by_holders(
-    answers: Mapping[str, Mapping[str, Share]], owners: Iterable[str], threshold: int
+    answers: Mapping[str, Mapping[str, Share]], owners: Iterable[str]
 ) -> dict[tuple[str, ...], list[str]]:
     """Owners whose shares came from the same holders: one group on a complete graph."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for owner in owners:
-        groups.setdefault(tuple(sorted(answers.get(owner, ()))), []).append(owner)
-    short = [owner for names, group in groups.items() if len(names) < threshold for owner in group]
-    if short:
-        raise abort(
-            AbortCode.THRESHOLD_NOT_MET,
-            f"fewer than {threshold} shares came for {', '.join(short[:8])}",
-        )
+        groups.setdefault(tuple(sorted(answers[owner])), []).append(owner)
     return groups
 
 

@@ -212,6 +212,7 @@ class AggregationAdapter:
             shares: tuple[bytes, ...], the revealed shares, in their order on the wire.
             members: tuple[str, ...], the set that a server's packet names (cohort, sharers or
                 survivors), sorted; digests and proofs beside it stay as they are.
+            dropped: tuple[str, ...], whom a request lists as gone, beside ``members`` or alone.
             adverts: tuple[bytes, ...], the clients' first messages inside a server's packet.
             consents: tuple[bytes, ...], the clients' agreements inside a server's packet.
         """

@@ -28,8 +28,10 @@ from privfedrl.errors import ConfigurationError
 from privfedrl.testing.adapter import AggregationAdapter
 from privfedrl.testing.attack_cases_bytes import BYTE_ATTACKS
 from privfedrl.testing.attack_cases_keys import KEY_ATTACKS
+from privfedrl.testing.attack_cases_masks import MASK_ATTACKS
 from privfedrl.testing.attack_cases_rounds import ROUND_ATTACKS
 from privfedrl.testing.attack_cases_shares import SHARE_ATTACKS
+from privfedrl.testing.attack_cases_splices import SPLICE_ATTACKS
 from privfedrl.testing.attack_cases_views import VIEW_ATTACKS
 from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable
 from privfedrl.testing.oracle import judge
@@ -55,7 +57,18 @@ def _order(attack: Attack) -> tuple[int, str]:
 
 
 ATTACKS: Final[tuple[Attack, ...]] = tuple(
-    sorted((*VIEW_ATTACKS, *KEY_ATTACKS, *BYTE_ATTACKS, *ROUND_ATTACKS, *SHARE_ATTACKS), key=_order)
+    sorted(
+        (
+            *VIEW_ATTACKS,
+            *KEY_ATTACKS,
+            *BYTE_ATTACKS,
+            *ROUND_ATTACKS,
+            *SHARE_ATTACKS,
+            *MASK_ATTACKS,
+            *SPLICE_ATTACKS,
+        ),
+        key=_order,
+    )
 )
 """All attacks, by number."""
 

@@ -27,8 +27,9 @@ from privfedrl.secagg.phases import ClientPhase
 from privfedrl.secagg.server import SecAggServer
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import DEFAULT_SUITE
-from privfedrl.testing.adapter import Claim, Packet, Reveal, RingVector, RoundSpec, Store
-from privfedrl.testing.mutant import Patch, Seeded, always, seeded, substituted
+from privfedrl.testing.adapter import Packet, Reveal, RingVector, RoundSpec, Store
+from privfedrl.testing.mutant_seeded import Patch, Seeded, always, seeded, substituted
+from privfedrl.testing.pairwise import PairwiseAdapter
 
 __all__ = ["CLIENT_MUTANTS"]
 
@@ -88,7 +89,7 @@ def _step_anew(old: Any) -> Any:
     def step(self: Any, frame: Any, data: bytes) -> Any:
         before = {
             MessageType.SURVIVORS: ClientPhase.MASKED,
-            MessageType.UNMASK_REQUEST: ClientPhase.SIGNED,
+            MessageType.UNMASK_REQUEST: ClientPhase.AGREED,
         }
         if frame.type in self._slots and frame.type in before:
             del self._slots[frame.type]
@@ -102,7 +103,7 @@ def _step_anew(old: Any) -> Any:
     return step
 
 
-_LATE: Final = (ClientPhase.MASKED, ClientPhase.SIGNED, ClientPhase.DONE)
+_LATE: Final = (ClientPhase.MASKED, ClientPhase.AGREED, ClientPhase.DONE)
 
 
 def _receive_anew(old: Any) -> Any:
@@ -110,7 +111,7 @@ def _receive_anew(old: Any) -> Any:
 
     def receive(self: Any, data: bytes) -> Any:
         if self._phase is ClientPhase.DONE and data not in self._slots.values():
-            self._phase = ClientPhase.SIGNED
+            self._phase = ClientPhase.AGREED
         return old(self, data)
 
     return receive
@@ -200,7 +201,8 @@ class _Forgetful(Seeded):
 
 
 class _Boastful(Seeded):
-    claims = frozenset(Claim)
+    def parameters(self, spec: RoundSpec) -> Any:
+        return PairwiseAdapter.parameters(self, spec)
 
 
 def _not_yet(old: Any) -> Any:

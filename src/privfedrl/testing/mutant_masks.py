@@ -32,7 +32,7 @@ from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import DEFAULT_SUITE
 from privfedrl.testing import known_answers as known_answers_module
 from privfedrl.testing import pairwise as pairwise_module
-from privfedrl.testing.mutant import Patch, always, seeded, substituted
+from privfedrl.testing.mutant_seeded import Patch, always, seeded, substituted
 
 __all__ = ["MASK_MUTANTS"]
 

@@ -23,7 +23,7 @@ from privfedrl.secagg.phases import ServerPhase
 from privfedrl.secagg.server import SecAggServer
 from privfedrl.secagg.sizes import HEADER_BYTES, MessageType
 from privfedrl.secagg.transcript import Transcript
-from privfedrl.testing.mutant import Patch, always, seeded
+from privfedrl.testing.mutant_seeded import Patch, always, seeded
 
 __all__ = ["SERVER_MUTANTS"]
 

@@ -28,11 +28,12 @@ from privfedrl.errors import ConfigurationError
 from privfedrl.testing.adapter import AggregationAdapter
 from privfedrl.testing.attacks import ATTACKS, Attack, run_attack
 from privfedrl.testing.known_answers import KNOWN_ANSWERS
-from privfedrl.testing.mutant import Guarded, Mutant, Seeded
+from privfedrl.testing.mutant import Mutant
 from privfedrl.testing.mutant_client import CLIENT_MUTANTS
 from privfedrl.testing.mutant_masks import MASK_MUTANTS
 from privfedrl.testing.mutant_server import SERVER_MUTANTS
-from privfedrl.testing.pairwise import PairwiseAdapter
+from privfedrl.testing.mutant_seeded import Seeded
+from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.simulacra import TOY_MUTANTS, Simulacrum
 from privfedrl.testing.suites import UNIFORMITY
 from privfedrl.testing.verdict import Status
@@ -48,8 +49,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
 """All mutants; ids are unique."""
 
 CORRECT: Final[dict[str, Callable[[], AggregationAdapter]]] = {
-    "reference": PairwiseAdapter,
-    "guarded reference": Guarded,
+    "reference": GuardedPairwiseAdapter,
     "correct toy": Simulacrum,
 }
 """Protocols on which any finding is a false alarm."""

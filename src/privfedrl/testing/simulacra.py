@@ -113,9 +113,10 @@ class Simulacrum(AggregationAdapter):
 
     def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Packet | None:
         body = _body(packet.data)
-        if not set(changes) <= set(body):
+        if not {"gone" if name == "dropped" else name for name in changes} <= set(body):
             return None
         for name, lie in changes.items():
+            name = {"dropped": "gone"}.get(name, name)
             body[name] = _lied(name, body[name], lie, spec)
         key = self.rules.key_of(packet.sender, impostor=packet.sender in spec.impostors)
         return replace(packet, data=frame_of(packet.sender, key, body))
