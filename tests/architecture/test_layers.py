@@ -70,7 +70,7 @@ THIRD_PARTY = {
     "privacy": {"numpy", "scipy", "msgspec", "cryptography"},
     "secagg": {"numpy", "msgspec"},
     "audit": set(),
-    "testing": {"numpy", "scipy", "hypothesis", "pytest", "msgspec"},
+    "testing": {"numpy", "scipy", "cryptography", "msgspec", "hypothesis"},
     "plan": set(),
     "plan_rules": set(),
     "plan_values": set(),

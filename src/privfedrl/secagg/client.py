@@ -20,9 +20,7 @@ import numpy as np
 from privfedrl.errors import (
     AuthenticationFailed,
     LocalProtocolError,
-    ProtocolError,
     RemoteProtocolError,
-    RoundAborted,
 )
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair
@@ -48,7 +46,7 @@ from privfedrl.secagg.agreement import (
 from privfedrl.secagg.edges import Edges, OwnEdges
 from privfedrl.secagg.identity import Identity, Registry
 from privfedrl.secagg.journal import Journal
-from privfedrl.secagg.masks import apply_own_masks, open_shares, seal_shares
+from privfedrl.secagg.masks import apply_own_masks
 from privfedrl.secagg.members import Members
 from privfedrl.secagg.messages import (
     Advertise,
@@ -71,6 +69,7 @@ from privfedrl.secagg.messages import (
 from privfedrl.secagg.parameters import SecAggParameters
 from privfedrl.secagg.participation import Participation
 from privfedrl.secagg.phases import CLIENT_TRANSITIONS, AbortCode, ClientPhase
+from privfedrl.secagg.sharing import SharePair, open_all, share_out
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import suite_of
 
@@ -84,10 +83,6 @@ _RECEIVED: Final = frozenset(kind for _, kind in CLIENT_TRANSITIONS)
 
 def _do_nothing() -> None:
     """The default of ``before_release``."""
-
-
-def _share_rejected(peer: str) -> RoundAborted:
-    return abort(AbortCode.SHARE_REJECTED, f"the shares from {peer} do not open")
 
 
 def _present(value: _T | None) -> _T:
@@ -157,7 +152,7 @@ class SecAggClient:
         self._round_keys: _RoundKeys | None = None
         self._round_cohort: Cohort | None = None
         self._round_config: RoundConfig | None = None
-        self._held_shares: dict[str, tuple[bytes, bytes]] = {}
+        self._held_shares: dict[str, SharePair] = {}
         self._before_release: Callable[[], None] = _do_nothing
         self._received = self._advert = self._cfg = self._commitment = self._vector_digest = b""
         self._shared = self._survivors = b""
@@ -310,35 +305,18 @@ class SecAggClient:
             parameters=self._parameters,
         )
         keys, name = self._keys, self._identity.name
-        holders = cohort.holders(name)
-        shares = shamir.split(
+        own, sealed = share_out(
             (keys.seed, keys.mask_pair.secret_bytes()),
-            threshold=cohort.threshold,
-            points=[cohort.points[holder] for holder in holders],
+            cohort=cohort,
+            name=name,
+            pair=keys.share_pair,
             entropy=self._entropy,
+            edges=self._edges,
         )
-        encoded = shamir.encode_share(shares)  # per holder one share of each secret
-        width = 2 * shamir.SHARE_BYTES
-        plaintexts = {
-            holder: encoded[at : at + width]
-            for holder, at in zip(holders, range(0, len(encoded), width), strict=True)
-        }
-        own = plaintexts.pop(name, None)
         if own is not None:
-            self._held_shares[name] = (own[: shamir.SHARE_BYTES], own[shamir.SHARE_BYTES :])
+            self._held_shares[name] = own
         self._commitment = commitment(cohort.roster, name, keys.seed)
         self._round_cohort = cohort
-        sealed = tuple(
-            seal_shares(
-                text,
-                cohort=cohort,
-                pair=keys.share_pair,
-                sender=name,
-                recipient=holder,
-                edges=self._edges,
-            )
-            for holder, text in plaintexts.items()
-        )
         return self._answer(
             Shares(
                 cfg=self._cfg,
@@ -367,9 +345,13 @@ class SecAggClient:
             raise too_small("U2 among the holders", len(holders), cohort.threshold)
         if len(message.sealed) != len(peers):
             raise abort(AbortCode.MALFORMED, f"expected {len(peers)} sealed pairs of shares")
-        for peer, sealed in zip(peers, message.sealed, strict=True):
-            self._held_shares[peer] = self._open(peer, sealed)
-        self._check_shares()
+        self._held_shares |= open_all(
+            dict(zip(peers, message.sealed, strict=True)),
+            cohort=cohort,
+            name=name,
+            pair=self._keys.share_pair,
+            edges=self._edges,
+        )
         answer = self._answer(self._masked(peers))
         self._journal.spend_masked(self._config.task_id, self._config.round, self._config.attempt)
         self._before_release()
@@ -400,32 +382,6 @@ class SecAggClient:
             receipt=self._identity.sign(receipt_text(self._cfg, cohort.roster, self._shared)),
             vector=data,
         )
-
-    def _open(self, peer: str, sealed: bytes) -> tuple[bytes, bytes]:
-        try:
-            return open_shares(
-                sealed,
-                cohort=self._cohort,
-                pair=self._keys.share_pair,
-                sender=peer,
-                recipient=self._identity.name,
-                edges=self._edges,
-            )
-        except ProtocolError as error:
-            raise _share_rejected(peer) from error
-
-    def _check_shares(self) -> None:
-        """Refuse shares that are no residues: all at once, one by one to name who sent them."""
-        try:
-            every = b"".join([half for pair in self._held_shares.values() for half in pair])
-            shamir.decode_shares(every, count=2 * len(self._held_shares))
-        except ProtocolError:
-            for peer, pair in self._held_shares.items():
-                try:
-                    shamir.decode_shares(b"".join(pair), count=2)
-                except ProtocolError as error:
-                    raise _share_rejected(peer) from error
-            raise
 
     def _on_survivors(self, message: Survivors) -> list[Outgoing]:
         """M4: sign the survivor set, once in the life of this round."""

@@ -25,7 +25,6 @@ from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, syst
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import (
     Cohort,
-    SignedSet,
     abort,
     check_advert,
     check_pinned,
@@ -37,6 +36,13 @@ from privfedrl.secagg.agreement import (
     too_small,
     vector_digest,
 )
+from privfedrl.secagg.announcements import (
+    SetTree,
+    deliveries,
+    rosters,
+    survivor_lists,
+    unmask_requests,
+)
 from privfedrl.secagg.binding import DIGEST_BYTES
 from privfedrl.secagg.identity import Identity, Registry
 from privfedrl.secagg.members import Members
@@ -44,18 +50,14 @@ from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,
-    Delivery,
     Frame,
     FrameReader,
     Masked,
     Message,
     Outgoing,
-    Roster,
     RoundConfig,
     Shares,
-    Survivors,
     Unmask,
-    UnmaskRequest,
     config_digest,
     encode_frame,
 )
@@ -393,9 +395,10 @@ class SecAggServer:
         names = self._answered(MessageType.ADVERTISE, self._parameters.floor)
         answers = self._answers[MessageType.ADVERTISE]
         now, members = self._now, self._members(names)
-        now.adverts = tuple(answers[name].frame for name in names)
+        frames = {name: answers[name].frame for name in names}
+        now.adverts = tuple(frames.values())
         tree = MerkleTree(now.adverts)
-        now.cohort = cohort = Cohort.of(
+        now.cohort = Cohort.of(
             cfg=now.cfg,
             suite=DEFAULT_SUITE,
             registry=self._registry,
@@ -405,102 +408,52 @@ class SecAggServer:
             adverts=[answers[name].value for name in names],
         )
         now.floor = self._parameters.stage_floor(len(members))
-        encoded = members.to_bytes()
-
-        def roster_for(recipient: str) -> Roster:
-            shown = sorted((*cohort.neighbours(recipient), recipient))
-            return Roster(
-                cfg=now.cfg,
-                sender=self._identity.name,
-                recipient=recipient,
-                members=encoded,
-                adverts=tuple(answers[name].frame for name in shown),
-                proof=tree.proof([cohort.rank(name) for name in shown]),
-            )
-
-        return self._to_each(roster_for)
+        return self._to_each(
+            rosters(now.cohort, sender=self._identity.name, frames=frames, tree=tree)
+        )
 
     def _close_shares(self) -> list[Outgoing]:
         names = self._answered(MessageType.SHARES, self._now.floor)
         shares = {name: self._answers[MessageType.SHARES][name].value for name in names}
-        now, cohort, members = self._now, self._cohort, self._members(names)
+        now, cohort = self._now, self._cohort
         now.commitments = {name: shares[name].commitment for name in names}
-        tree = MerkleTree(tuple(now.commitments.values()))
-        now.shared_digest = shared_digest(cohort.roster, SignedSet(members=members, root=tree.root))
-        places = {
-            name: {peer: at for at, peer in enumerate(cohort.neighbours(name))} for name in names
-        }
-        encoded = members.to_bytes()
-        ranks = {name: rank for rank, name in enumerate(names)}
-
-        def delivery_for(recipient: str) -> Delivery:
-            return Delivery(
-                cfg=now.cfg,
-                sender=self._identity.name,
-                recipient=recipient,
-                roster=cohort.roster,
-                members=encoded,
-                root=tree.root,
-                proof=tree.proof([ranks[recipient]]),
-                sealed=tuple(
-                    shares[peer].sealed[places[peer][recipient]]
-                    for peer in places[recipient]
-                    if peer in shares
-                ),
-            )
-
-        return self._to_each(delivery_for)
+        shared = SetTree(self._members(names), names, tuple(now.commitments.values()))
+        now.shared_digest = shared_digest(cohort.roster, shared.signed)
+        return self._to_each(
+            deliveries(cohort, sender=self._identity.name, shares=shares, shared=shared)
+        )
 
     def _close_masked(self) -> list[Outgoing]:
         names = self._answered(MessageType.MASKED, self._now.floor)
         answers = self._answers[MessageType.MASKED]
-        now, cohort, members = self._now, self._cohort, self._members(names)
+        now, cohort = self._now, self._cohort
         now.survivors = names
         now.vectors = tuple(answers[name].value for name in names)
-        tree = MerkleTree(now.vectors)
-        now.survivors_digest = survivors_digest(
-            cohort.roster, now.shared_digest, SignedSet(members=members, root=tree.root)
-        )
+        survivors = SetTree(self._members(names), names, now.vectors)
+        now.survivors_digest = survivors_digest(cohort.roster, now.shared_digest, survivors.signed)
         try:
             self._before_unmask(names)
         except BaseException as error:
             self._give_up(abort(AbortCode.LOCAL_FAULT, f"before_unmask: {type(error).__name__}"))
             raise
-        encoded = members.to_bytes()
-        ranks = {name: rank for rank, name in enumerate(names)}
-
-        def survivors_for(recipient: str) -> Survivors:
-            return Survivors(
-                cfg=now.cfg,
-                sender=self._identity.name,
-                recipient=recipient,
-                roster=cohort.roster,
-                members=encoded,
-                root=tree.root,
-                proof=tree.proof([ranks[recipient]]),
-            )
-
-        return self._to_each(survivors_for)
+        return self._to_each(
+            survivor_lists(cohort, sender=self._identity.name, survivors=survivors)
+        )
 
     def _close_consistency(self) -> list[Outgoing]:
-        cohort = self._cohort
-        names = self._answered(MessageType.CONSISTENCY, cohort.threshold)
+        names = self._answered(MessageType.CONSISTENCY, self._cohort.threshold)
         frames = {name: self._answers[MessageType.CONSISTENCY][name].frame for name in names}
-        now, alive = self._now, frozenset(self._now.survivors)
+        now = self._now
         now.consents = tuple(frames.values())
-
-        def request_for(recipient: str) -> UnmaskRequest:
-            asked = [name for name in cohort.holders(recipient) if name in alive]
-            return UnmaskRequest(
-                cfg=now.cfg,
+        return self._to_each(
+            unmask_requests(
+                self._cohort,
                 sender=self._identity.name,
-                recipient=recipient,
-                roster=cohort.roster,
-                consents=tuple(frames[name] for name in asked if name in frames),
-                receipts=tuple((name, now.receipts[name]) for name in asked if name not in frames),
+                survivors=frozenset(now.survivors),
+                consents=frames,
+                receipts=now.receipts,
             )
-
-        return self._to_each(request_for)
+        )
 
     def _close_unmask(self) -> list[Outgoing]:
         names = self._answered(MessageType.UNMASK, self._cohort.threshold)

@@ -20,7 +20,20 @@ from privfedrl.testing.adversaries import Recording, record, undisturbed
 from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable, claims
 from privfedrl.testing.scene import Party, Scene
 
-__all__ = ["BYTE_ATTACKS", "garbage", "mutations"]
+__all__ = [
+    "BYTE_ATTACKS",
+    "damaged_frames",
+    "damaged_transcript",
+    "duplicates",
+    "garbage",
+    "hostile_frames",
+    "hungry_frames",
+    "mutations",
+    "old_opening",
+    "other_recipients",
+    "other_rounds",
+    "other_stages",
+]
 
 _MEMORY_SLACK: Final = 1 << 20
 _MEMORY_FACTOR: Final = 16

@@ -16,7 +16,20 @@ from privfedrl.testing.adversaries import forge, record, undisturbed
 from privfedrl.testing.bench import Attack, Bench, claims
 from privfedrl.testing.scene import Party, Scene
 
-__all__ = ["KEY_ATTACKS", "LOW_ORDER_KEYS"]
+__all__ = [
+    "KEY_ATTACKS",
+    "LOW_ORDER_KEYS",
+    "borrowed_keys",
+    "equal_keys",
+    "impostor_client",
+    "impostor_server",
+    "left_out",
+    "low_order",
+    "outsider",
+    "reflection",
+    "relabelled",
+    "substituted_keys",
+]
 
 _P: Final = 2**255 - 19
 LOW_ORDER_KEYS: Final = tuple(

@@ -21,7 +21,22 @@ from privfedrl.testing.adversaries import record, vector_leg
 from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable, claims
 from privfedrl.testing.scene import Party, Scene
 
-__all__ = ["ROUND_ATTACKS"]
+__all__ = [
+    "ROUND_ATTACKS",
+    "any_order",
+    "constant_sizes",
+    "dropouts",
+    "mixed_dropouts",
+    "odd_inputs",
+    "restart",
+    "reused_masks",
+    "rewind",
+    "same_view",
+    "shared_masks",
+    "telling_errors",
+    "uncharged_release",
+    "wrapping_inputs",
+]
 
 _ALPHA: Final = 1e-9
 _LONG: Final = 4096

@@ -16,7 +16,14 @@ from privfedrl.testing.adversaries import forge, record, reveal_leg, vector_leg
 from privfedrl.testing.bench import Attack, Bench, NotApplicable, claims
 from privfedrl.testing.scene import Scene
 
-__all__ = ["SHARE_ATTACKS"]
+__all__ = [
+    "SHARE_ATTACKS",
+    "forged_vectors",
+    "outvoted_liar",
+    "wrong_boxes",
+    "wrong_commitment",
+    "wrong_shares",
+]
 
 
 def forged_vectors(bench: Bench) -> None:

@@ -25,9 +25,7 @@ _Lie = Callable[[Any], Any]
 def _answered(scene: Scene, clients: dict[str, Party], shown: Iterable[Packet]) -> list[str]:
     """Who answers ``shown``: {names} of clients that did not refuse."""
     return [
-        packet.recipient
-        for packet in shown
-        if scene.deliver(clients[packet.recipient], packet)
+        packet.recipient for packet in shown if scene.deliver(clients[packet.recipient], packet)
     ]
 
 

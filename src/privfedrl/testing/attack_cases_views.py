@@ -17,7 +17,26 @@ from privfedrl.testing.adversaries import equivocate, forge, record, reveal_leg,
 from privfedrl.testing.bench import Attack, Bench, NotApplicable, claims
 from privfedrl.testing.scene import Party, Scene
 
-__all__ = ["VIEW_ATTACKS"]
+__all__ = [
+    "VIEW_ATTACKS",
+    "below_the_floor",
+    "borrowed_consents",
+    "both_shares",
+    "crafted_model",
+    "differing_attempts",
+    "differing_rounds",
+    "equivocal_stages",
+    "equivocal_survivors",
+    "late_survivor",
+    "late_vector",
+    "lax_both_shares",
+    "lax_server",
+    "lax_views",
+    "next_model",
+    "split_models",
+    "sybils",
+    "weaker_rules",
+]
 
 _ELSEWHERE: Final[tuple[dict[str, Any], ...]] = ({"model": b"n" * 32}, {"plan": b"q" * 32})
 _STRICT: Final = {"num_clients": 7, "min_clients": 6, "min_honest": 4}

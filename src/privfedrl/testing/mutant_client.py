@@ -133,9 +133,7 @@ def _send_both(old: Any, self: Any, message: Any) -> Any:
     old(self, message)
     shares = b"".join(b"".join(held[owner]) for owner in sorted(held))
     return self._answer(
-        Unmask(
-            cfg=self._cfg, sender=self._identity.name, roster=self._cohort.roster, shares=shares
-        )
+        Unmask(cfg=self._cfg, sender=self._identity.name, roster=self._cohort.roster, shares=shares)
     )
 
 
@@ -144,9 +142,7 @@ def _take_both(_: Any) -> Any:
         owners = self._owners(frame.sender)
         pairs = shamir.decode_shares(frame.message.shares, count=2 * len(owners))
         alive = set(self._now.survivors)
-        return np.stack(
-            [pairs[2 * at + (owner not in alive)] for at, owner in enumerate(owners)]
-        )
+        return np.stack([pairs[2 * at + (owner not in alive)] for at, owner in enumerate(owners)])
 
     return take
 
@@ -188,9 +184,7 @@ def _any_model(old: Any) -> Any:
 
 def _any_plan(old: Any) -> Any:
     def check(config: Any, *, registry: Any, parameters: Any, plan_digest: bytes) -> None:
-        old(
-            config, registry=registry, parameters=parameters, plan_digest=config.plan_digest
-        )
+        old(config, registry=registry, parameters=parameters, plan_digest=config.plan_digest)
 
     return check
 

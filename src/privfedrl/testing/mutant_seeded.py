@@ -166,6 +166,4 @@ def seeded(
             "__module__": "privfedrl.testing.mutants",
         },
     )
-    return Mutant(
-        id=id, title=title, fault=fault, expected=expected, make=made, thorough=thorough
-    )
+    return Mutant(id=id, title=title, fault=fault, expected=expected, make=made, thorough=thorough)

@@ -122,8 +122,6 @@ def _keep_state(old: Any) -> Any:
     return receive
 
 
-
-
 SERVER_MUTANTS: Final = (
     seeded(
         "late-vector",

@@ -27,9 +27,15 @@ __all__ = [
     "ALPHA",
     "UNIFORMITY",
     "NoiseClaim",
+    "balanced_bits",
     "check_noise",
+    "independent_of_input",
     "kat_suite",
     "noise_suite",
+    "partial_sums",
+    "ring_edges",
+    "serial_correlation",
+    "uniform_residues",
     "uniformity_suite",
 ]
 
