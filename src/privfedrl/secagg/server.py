@@ -44,6 +44,7 @@ from privfedrl.secagg.announcements import (
     unmask_requests,
 )
 from privfedrl.secagg.binding import DIGEST_BYTES
+from privfedrl.secagg.edges import Edges, OwnEdges
 from privfedrl.secagg.identity import Identity, Registry
 from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import MerkleTree
@@ -69,6 +70,9 @@ from privfedrl.secagg.transcript import RoundRecord
 from privfedrl.secagg.unmasking import recover, strip_masks
 
 __all__ = ["Equivocation", "SecAggServer", "SecureSum"]
+
+
+_OWN: Final = OwnEdges()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,7 @@ class SecAggServer:
         before_unmask: called once with U3, sorted, before any client is asked about it; the caller
             settles its ledger here. If it raises, the round is aborted and its error propagates.
         clock: gives the config its ``opened_at``; agents that are not valid then are left out.
+        edges: only a simulation gives anything here: its memory of verified frames.
     Raises:
         ConfigurationError: these do not fit together.
     """
@@ -126,6 +131,7 @@ class SecAggServer:
         entropy: Entropy = system_entropy,
         before_unmask: Callable[[tuple[str, ...]], None] = lambda survivors: None,
         clock: Clock = system_clock,
+        edges: Edges = _OWN,
     ) -> None:
         check_pinned(identity, registry, parameters, plan_digest, role="coordinator")
         self._identity = identity
@@ -135,7 +141,7 @@ class SecAggServer:
         self._entropy = entropy
         self._before_unmask = before_unmask
         self._clock = clock
-        self._reader = FrameReader(registry, parameters)
+        self._reader = FrameReader(registry, parameters, verified=edges.verified(registry.digest))
         self._phase = ServerPhase.IDLE
         self._abort: RoundAborted | None = None
         self._answers: dict[MessageType, dict[str, _Answer]] = {kind: {} for kind in CLIENT_TYPES}

@@ -22,7 +22,14 @@ from privfedrl.testing.adversaries import record, vector_leg
 from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable, claims
 from privfedrl.testing.scene import Scene
 
-__all__ = ["MASK_ATTACKS"]
+__all__ = [
+    "MASK_ATTACKS",
+    "generators",
+    "paired_masks",
+    "repeated_keys",
+    "repeated_seeds",
+    "short_ranges",
+]
 
 _ALPHA: Final = 1e-9
 _Words = NDArray[np.uint32]

@@ -294,16 +294,18 @@ def telling_errors(bench: Bench) -> None:
     vector = np.full(scene.spec.vector_length, _SENTINEL, dtype=np.uint32)
     server, clients = scene.server(), scene.clients(vector=vector)
     packets: list[Packet] = []
+    shown: list[str] = []
 
     def carry(leg: int, answers: list[Packet]) -> list[Packet]:
         packets.extend(answers)
+        shown.extend(repr(party.handle) for party in scene.parties)
         return [replace(answer, data=answer.data[:-1] + b"\0") for answer in answers] + answers
 
     scene.run(server, clients, carry=carry)
     for client in clients.values():
         for packet in packets[:3]:
             scene.deliver(client, packet)
-    texts = [*scene.errors, *(repr(party.handle) for party in scene.parties)]
+    texts = [*scene.errors, *shown, *(repr(party.handle) for party in scene.parties)]
     raw = _SENTINEL.to_bytes(4, "little")
     forms = (str(_SENTINEL), f"{_SENTINEL:x}", raw.hex(), repr(raw)[2:-1])
     told = [form for form in forms for text in texts if form in text]

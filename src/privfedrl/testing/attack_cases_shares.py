@@ -68,6 +68,8 @@ def _lying(
 
 _SHARE_LIES: Final[tuple[tuple[str, Callable[[Any], Any]], ...]] = (
     ("one bit wrong", lambda shares: (_flipped(shares[0]), *shares[1:])),
+    ("wrong for the fourth", lambda shares: _wrong_at(shares, 3, 0)),
+    ("wrong for the fourth, elsewhere", lambda shares: _wrong_at(shares, 3, 4)),
     ("all zero", lambda shares: tuple(bytes(len(share)) for share in shares)),
     ("all ones", lambda shares: tuple(b"\xff" * len(share) for share in shares)),
     ("one repeated", lambda shares: (shares[0],) * len(shares)),
@@ -83,6 +85,13 @@ def _flipped(share: bytes) -> bytes:
     return bytes([share[0] ^ 1]) + share[1:]
 
 
+def _wrong_at(shares: tuple[bytes, ...], place: int, at: int) -> tuple[bytes, ...]:
+    """One bit of one share: of a client that is gone where ``place`` is its."""
+    changed = bytearray(shares[place])
+    changed[at] ^= 1
+    return (*shares[:place], bytes(changed), *shares[place + 1 :])
+
+
 def wrong_shares(bench: Bench) -> None:
     """One or more clients reveal wrong shares, with and without dropped clients."""
     leg = reveal_leg(bench, record(bench.scene()))
@@ -91,6 +100,7 @@ def wrong_shares(bench: Bench) -> None:
     for what, lie in _SHARE_LIES:
         for liars, gone in (
             ({names[0]}, 0),
+            ({names[0]}, 1),
             ({names[-1]}, 1),
             (set(names[1:3]), 1),
             (set(names), 0),

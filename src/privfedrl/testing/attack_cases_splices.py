@@ -16,7 +16,15 @@ from privfedrl.testing.adversaries import forge, record, reveal_leg, vector_leg
 from privfedrl.testing.bench import Attack, Bench, NotApplicable, claims
 from privfedrl.testing.scene import Party, Scene
 
-__all__ = ["SPLICE_ATTACKS"]
+__all__ = [
+    "SPLICE_ATTACKS",
+    "delivered_boxes",
+    "false_consents",
+    "few_answers",
+    "foreign_set",
+    "overlapping_lists",
+    "twins",
+]
 
 _Frames = tuple[bytes, ...]
 _Lie = Callable[[Any], Any]
@@ -54,7 +62,10 @@ def _look(bench: Bench, scene: Scene, packet: Packet, name: str) -> Any:
 
 
 def false_consents(bench: Bench) -> None:
-    """Requests with too few agreements, one many times, forged ones or those of another round."""
+    """Requests with too few agreements, one many times, forged ones or those of another round.
+
+    Too few means that the others said nothing: a lax server asks all the same.
+    """
     leg = reveal_leg(bench, record(bench.scene()))
     quorum = bench.adapter.quorum(bench.scene().spec) or bench.scene().spec.min_clients
     elsewhere = bench.scene(round=2)
@@ -62,9 +73,7 @@ def false_consents(bench: Bench) -> None:
     foreign = _look(bench, elsewhere, later[0], "consents")
     lies: tuple[tuple[str, Callable[[Scene], _Lie]], ...] = (
         ("none", lambda _: lambda frames: ()),
-        ("one too few", lambda _: lambda frames: frames[: quorum - 1]),
         ("one of them many times", lambda _: lambda frames: frames[:1] * quorum),
-        ("one of them twice", lambda _: lambda frames: (*frames[: quorum - 1], frames[0])),
         ("of another round", lambda _: lambda frames: foreign),
         ("signed by others", lambda scene: lambda frames: _resigned(bench, scene, leg)),
     )
@@ -74,6 +83,44 @@ def false_consents(bench: Bench) -> None:
         told = _answered(scene, clients, shown)
         bench.judge(scene, f"agreements: {what}")
         bench.expect(not told, f"{len(told)} clients revealed shares, agreements: {what}", scene)
+
+    _too_few_consents(bench, leg, quorum)
+
+
+def _too_few_consents(bench: Bench, leg: int, quorum: int) -> None:
+    for what, lie in (
+        ("one too few", lambda frames: frames),
+        ("one too few, one twice", lambda frames: (*frames, frames[0])),
+    ):
+        scene = bench.scene()
+        try:
+            server = scene.server(lax=True)
+        except LookupError:
+            return
+        clients = scene.clients()
+        gone = dict.fromkeys(scene.names[quorum - 1 :], leg - 1)
+        waiting = scene.run(server, clients, legs=leg, drop=gone)
+        shown = [forge(bench, scene, packet, consents=lie) for packet in waiting]
+        told = _answered(scene, clients, shown)
+        bench.expect(not told, f"{len(told)} clients revealed shares, agreements: {what}", scene)
+
+
+def few_answers(bench: Bench) -> None:
+    """Fewer than the quorum reveal their shares: a server that goes on all the same has no sum."""
+    leg = reveal_leg(bench, record(bench.scene()))
+    quorum = bench.adapter.quorum(bench.scene().spec)
+    if quorum is None:
+        raise NotApplicable("the adapter names no quorum")
+    for present in range(1, quorum):
+        scene = bench.scene()
+        try:
+            server = scene.server(lax=True)
+        except LookupError as error:
+            raise NotApplicable(str(error)) from error
+        scene.run(server, scene.clients(), drop=dict.fromkeys(scene.names[present:], leg))
+        bench.judge(scene, f"{present} clients reveal shares")
+        opened = scene.result(server) is not None
+        bench.expect(not opened, f"the answers of {present} clients open a sum", scene)
 
 
 def _elsewhere(scene: Scene, leg: int) -> tuple[Scene, Party, dict[str, Party], list[Packet]]:
@@ -227,6 +274,12 @@ SPLICE_ATTACKS: Final = (
         title="shares are revealed without the agreement of enough others",
         needs=claims(Claim.AGREEMENT, Claim.AUTHENTICATED),
         run=false_consents,
+    ),
+    Attack(
+        id="A17-few",
+        title="fewer shares than the threshold open a sum",
+        needs=claims(Claim.EXACT_SUM, Claim.COHORT_FLOOR),
+        run=few_answers,
     ),
     Attack(
         id="A4-foreign-set",

@@ -220,6 +220,8 @@ def _liveness(adapter: AggregationAdapter, run: Run, colluding: Sequence[str]) -
         yield "the round never ends"
     if run.aggregate is not None or run.error is None or _is_spoilt(adapter, run):
         return
+    if Claim.DIFFERENCING in adapter.claims:
+        return  # a guard may refuse: all rounds of a schedule are on one model
     quorum = adapter.quorum(run.spec) if Claim.DROPOUTS in adapter.claims else None
     well = len(run.vectors) - len(run.harmed)
     if well >= (len(run.vectors) if quorum is None else quorum):

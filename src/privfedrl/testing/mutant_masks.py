@@ -349,7 +349,7 @@ MASK_MUTANTS: Final = (
         "two-shares-suffice",
         "two shares recover every secret",
         "a sum although fewer than t answered; attack A17",
-        ("A9-lax",),
+        ("A17-few",),
         Patch(client_module._HANDLERS, MessageType.ROSTER, _two_suffice),
         Patch(server_module, "recover", _recover_from_two),
     ),

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -230,6 +231,7 @@ def _examine_named(name: str) -> Examined:
 
 
 def _child(name: str, answer: Connection) -> None:
+    warnings.simplefilter("ignore")  # a defect may divide by zero on its way
     try:
         found = _examine_named(name)
     except Exception as error:  # noqa: BLE001 - a defect may show in any way

@@ -36,7 +36,6 @@ __all__ = ["TOY_MUTANTS", "Simulacrum"]
 _HEX_FIELDS: Final = ("public_keys", "sealed", "shares", "adverts", "consents")
 _UNCLAIMED: Final = {
     Claim.BOUNDED_MEMORY,
-    Claim.SPENT_ROUNDS,
     Claim.DIFFERENCING,
     Claim.TRANSCRIPT,
 }
@@ -61,7 +60,7 @@ class Simulacrum(AggregationAdapter):
     def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> Client:
         if spec.modulus_bits not in (8, 16, 32, 64):
             raise ToyError("modulus_bits must be 8, 16, 32 or 64")
-        return Client(self.rules, spec, name, vector)
+        return Client(self.rules, spec, name, vector, store)
 
     def make_server(self, spec: RoundSpec) -> Server:
         return Server(self.rules, spec, self.client_names(spec), lax=False)

@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from privfedrl.testing.adapter import RingVector, RoundSpec
+from privfedrl.testing.adapter import RingVector, RoundSpec, Store
 
 __all__ = ["SERVER", "Client", "Rules", "Server", "ToyError", "frame_of"]
 
@@ -190,7 +190,9 @@ _LEGS: Final = ("open", "cohort", "delivery", "survivors", "request")
 class Client:
     """One client in one round: frames in, frames out."""
 
-    def __init__(self, rules: Rules, spec: RoundSpec, name: str, vector: RingVector) -> None:
+    def __init__(
+        self, rules: Rules, spec: RoundSpec, name: str, vector: RingVector, store: Store
+    ) -> None:
         form = (np.dtype(f"uint{spec.modulus_bits}"), (spec.vector_length,))
         _require((vector.dtype, vector.shape) == form, "a vector of another form")
         self.rules, self.spec, self.name, self._vector = rules, spec, name, vector
@@ -199,6 +201,7 @@ class Client:
         self.survivors: set[str] = set()
         self.sharers: list[str] = []
         self._seen: set[bytes] = set()
+        self._store = store
         self._keys: dict[str, list[bytes]] = {}
         self._held: dict[str, bytes] = {}
         secrets = [rules.draw(spec, name, what) for what in ("mask", "box", "seed")]
@@ -238,6 +241,8 @@ class Client:
         self.threshold = self.rules.threshold(self.spec, body)
         self.floor = max(self.threshold, self.spec.min_clients)
         self.cfg = config_of(body)
+        self._task, *point, _ = body["name"]
+        self._point = tuple(point)
         keys = [_public(secret).hex() for secret in (self._mask_secret, self._box_secret)]
         return {"type": "advert", "public_keys": keys}
 
@@ -300,9 +305,16 @@ class Client:
         subtract = [key for peer, key in keys.items() if peer < self.name]
         add.append(self.rules.self_key(self._seed, salt))
         masked = self.rules.mask(self._vector, add, subtract)
+        self._spend()
         self._sent_vector = masked.astype(masked.dtype.newbyteorder("<")).tobytes().hex()
         extras = self.rules.extras(self)
         return {"type": "vector", "shared": self._shared, "vector": self._sent_vector} | extras
+
+    def _spend(self) -> None:
+        """Note on disk that the masked vector of this round leaves now, or refuse."""
+        point, last = (self.spec.round, self.spec.attempt), self._store.get(self._task, (-1, 0))
+        _require(point > last and self._point == point, "this round is over")
+        self._store[self._task] = point
 
     def _on_survivors(self, body: _Body) -> _Body:
         names, digests = body["members"], body["digests"]
