@@ -911,7 +911,7 @@ def test_a_client_shows_its_phase_and_nothing_else(world: Any) -> None:
     session = world.session().run(until=ServerPhase.COLLECT_SHARES)
     client = session.clients[NAME]
     assert repr(client) == "SecAggClient(agent-02, advertised)"
-    assert repr(client._keys) == "_RoundKeys(<secret>)"
+    assert repr(client._keys) == "RoundKeys(<secret>)"
     for leave in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(LocalProtocolError):
             leave(client)

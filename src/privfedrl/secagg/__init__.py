@@ -18,7 +18,8 @@ from privfedrl.secagg.messages import Outgoing, RoundConfig
 from privfedrl.secagg.parameters import SecAggParameters, SparseGraph
 from privfedrl.secagg.participation import Participation, check_participation
 from privfedrl.secagg.phases import AbortCode, ClientPhase, ServerPhase
-from privfedrl.secagg.server import SecAggServer, SecureSum
+from privfedrl.secagg.result import SecureSum
+from privfedrl.secagg.server import SecAggServer
 from privfedrl.secagg.transcript import IdealRecord, RoundRecord, Transcript
 
 __all__ = [

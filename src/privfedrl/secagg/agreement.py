@@ -18,6 +18,7 @@ from typing import Final
 
 from privfedrl.errors import (
     ConfigurationError,
+    LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
     RoundAborted,
@@ -39,6 +40,7 @@ __all__ = [
     "SignedSet",
     "abort",
     "check_advert",
+    "check_arguments",
     "check_config",
     "check_pinned",
     "check_subset",
@@ -192,6 +194,18 @@ def read_config(
     check_config(config, registry=registry, parameters=parameters, plan_digest=plan_digest)
     check_time(config, registry=registry, now=now)
     return config
+
+
+def check_arguments(config: RoundConfig) -> None:
+    """Refuse to sign a config with a field out of its range (LocalProtocolError)."""
+    for name in ("task_id", "model_digest", "previous_transcript", "round_seed"):
+        value = getattr(config, name)
+        if not isinstance(value, bytes) or len(value) != DIGEST_BYTES:
+            raise LocalProtocolError(f"{name} must be {DIGEST_BYTES} bytes")
+    for name, bits in (("round", 63), ("attempt", 32), ("opened_at", 53)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**bits:
+            raise LocalProtocolError(f"{name} must be an integer from 0 to 2^{bits} - 1")
 
 
 def check_config(

@@ -23,7 +23,6 @@ from privfedrl.errors import (
     RemoteProtocolError,
 )
 from privfedrl.primitives import shamir
-from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import (
@@ -69,7 +68,7 @@ from privfedrl.secagg.messages import (
 from privfedrl.secagg.parameters import SecAggParameters
 from privfedrl.secagg.participation import Participation
 from privfedrl.secagg.phases import CLIENT_TRANSITIONS, AbortCode, ClientPhase
-from privfedrl.secagg.sharing import SharePair, open_all, share_out
+from privfedrl.secagg.sharing import RoundKeys, SharePair, open_all, share_out
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import suite_of
 
@@ -89,23 +88,6 @@ def _present(value: _T | None) -> _T:
     if value is None:
         raise LocalProtocolError("this is not known yet, or has been forgotten")
     return value
-
-
-class _RoundKeys:
-    """What the masked vector is made of. Dropped as a whole once that vector has been built."""
-
-    __slots__ = ("mask_pair", "seed", "share_pair", "vector")
-
-    def __init__(
-        self, *, share_pair: KeyPair, mask_pair: KeyPair, seed: bytes, vector: RingVector
-    ) -> None:
-        self.share_pair = share_pair
-        self.mask_pair = mask_pair
-        self.seed = seed
-        self.vector = vector
-
-    def __repr__(self) -> str:
-        return "_RoundKeys(<secret>)"
 
 
 class SecAggClient:
@@ -149,7 +131,7 @@ class SecAggClient:
         self._phase = ClientPhase.IDLE
         self._abort_code = AbortCode.LOCAL_FAULT
         self._slots: dict[MessageType, bytes] = {}
-        self._round_keys: _RoundKeys | None = None
+        self._round_keys: RoundKeys | None = None
         self._round_cohort: Cohort | None = None
         self._round_config: RoundConfig | None = None
         self._held_shares: dict[str, SharePair] = {}
@@ -273,7 +255,7 @@ class SecAggClient:
         if config.model_digest != model_digest:
             raise abort(AbortCode.MODEL_MISMATCH, "the config names another model than the agent's")
         suite = suite_of(config.suite)
-        keys = _RoundKeys(
+        keys = RoundKeys(
             share_pair=suite.generate(self._entropy),
             mask_pair=suite.generate(self._entropy),
             seed=draw(self._entropy, shamir.SECRET_BYTES),
@@ -549,7 +531,7 @@ class SecAggClient:
         self._before_release = _do_nothing
 
     @property
-    def _keys(self) -> _RoundKeys:
+    def _keys(self) -> RoundKeys:
         return _present(self._round_keys)
 
     @property

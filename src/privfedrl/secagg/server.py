@@ -27,6 +27,7 @@ from privfedrl.secagg.agreement import (
     Cohort,
     abort,
     check_advert,
+    check_arguments,
     check_pinned,
     feasible,
     receipt_text,
@@ -64,37 +65,16 @@ from privfedrl.secagg.messages import (
 )
 from privfedrl.secagg.parameters import SecAggParameters
 from privfedrl.secagg.phases import SERVER_COLLECTS, SERVER_NEXT, AbortCode, ServerPhase
+from privfedrl.secagg.result import Equivocation, SecureSum
 from privfedrl.secagg.sizes import CLIENT_TYPES, MessageType
 from privfedrl.secagg.suite import DEFAULT_SUITE
 from privfedrl.secagg.transcript import RoundRecord
 from privfedrl.secagg.unmasking import recover, strip_masks
 
-__all__ = ["Equivocation", "SecAggServer", "SecureSum"]
+__all__ = ["SecAggServer"]
 
 
 _OWN: Final = OwnEdges()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecureSum:
-    """What a round gives: ``vector`` is uint32 or uint64 [D], the sum over ``survivors``."""
-
-    vector: RingVector = field(repr=False)
-    survivors: tuple[str, ...]
-    config: RoundConfig
-    record: RoundRecord = field(repr=False)
-    suspects: tuple[str, ...] = ()
-    """Clients whose shares were wrong, where that was noticed; the sum is right all the same."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Equivocation:
-    """Two signed frames of ``sender`` for one slot; ``first`` is empty for a masked vector."""
-
-    sender: str
-    type: MessageType
-    first: bytes = field(repr=False)
-    second: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +190,7 @@ class SecAggServer:
             parameters=self._parameters.canonical_bytes(),
             round_seed=seed,
         )
-        _check_arguments(config)
+        check_arguments(config)
         data = encode_frame(config, self._identity)
         if not self._registry.valid_at(self._identity.name, config.opened_at):
             raise LocalProtocolError(f"{self._identity.name} is not valid at this time")
@@ -559,17 +539,6 @@ class _Round:
     vectors: tuple[bytes, ...] = ()
     survivors_digest: bytes = b""
     consents: tuple[bytes, ...] = ()
-
-
-def _check_arguments(config: RoundConfig) -> None:
-    for name in ("task_id", "model_digest", "previous_transcript", "round_seed"):
-        value = getattr(config, name)
-        if not isinstance(value, bytes) or len(value) != DIGEST_BYTES:
-            raise LocalProtocolError(f"{name} must be {DIGEST_BYTES} bytes")
-    for name, bits in (("round", 63), ("attempt", 32), ("opened_at", 53)):
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**bits:
-            raise LocalProtocolError(f"{name} must be an integer from 0 to 2^{bits} - 1")
 
 
 _TAKERS: Final[dict[MessageType, Callable[[SecAggServer, Frame], Any]]] = {

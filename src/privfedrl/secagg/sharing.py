@@ -14,17 +14,35 @@ from privfedrl.errors import ProtocolError, RoundAborted
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.random import Entropy
+from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import Cohort, abort
 from privfedrl.secagg.edges import Edges
 from privfedrl.secagg.masks import open_shares, seal_shares
 from privfedrl.secagg.phases import AbortCode
 
-__all__ = ["SharePair", "open_all", "share_out"]
+__all__ = ["RoundKeys", "SharePair", "open_all", "share_out"]
 
 SharePair = tuple[bytes, bytes]
 """A share of b_i and one of s_i, 36 bytes each."""
 
 _PAIR_BYTES = 2 * shamir.SHARE_BYTES
+
+
+class RoundKeys:
+    """What the masked vector is made of. Dropped as a whole once that vector has been built."""
+
+    __slots__ = ("mask_pair", "seed", "share_pair", "vector")
+
+    def __init__(
+        self, *, share_pair: KeyPair, mask_pair: KeyPair, seed: bytes, vector: RingVector
+    ) -> None:
+        self.share_pair = share_pair
+        self.mask_pair = mask_pair
+        self.seed = seed
+        self.vector = vector
+
+    def __repr__(self) -> str:
+        return "RoundKeys(<secret>)"
 
 
 def share_out(

@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 
 from privfedrl.testing.adapter import Claim, Packet
-from privfedrl.testing.adversaries import Recording, record, undisturbed
+from privfedrl.testing.adversaries import Recording, poke, record, undisturbed
 from privfedrl.testing.bench import Attack, Bench, Finding, NotApplicable, claims
+from privfedrl.testing.oracle import expected_sum
 from privfedrl.testing.scene import Party, Scene
 
 __all__ = [
@@ -89,14 +90,20 @@ def _replayed(
 ) -> None:
     shown = _by_recipient(old)
     answers = [packet for leg in old.answers for packet in leg]
-    undisturbed(
-        bench,
-        what,
-        scene=scene,
+    server = scene.server(**own)
+    # other inputs than before, or an old round played again as a whole would give the right sum
+    fresh = {name: scene.vector(name, 1) for name in scene.names}
+    clients = {name: scene.client(name, vector=fresh[name], **own) for name in scene.names}
+    poke(
+        scene,
+        server,
+        clients,
         to_clients=lambda leg, packet: shown[packet.recipient] if leg else [],
         to_server=lambda leg, _: answers,
-        **own,
     )
+    total = bench.expect_sum(scene, server, scene.names, what).total
+    wanted = expected_sum(list(fresh.values()), scene.spec.modulus_bits)
+    bench.expect(total.tolist() == wanted.tolist(), f"{what}: an old sum for a new round", scene)
 
 
 def _by_recipient(recording: Recording) -> dict[str, list[Packet]]:

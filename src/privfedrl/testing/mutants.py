@@ -63,6 +63,8 @@ _EVERY: Final[tuple[Attack, ...]] = tuple(
 )
 _PROFILES: Final = ("malicious-server", "coalition")
 _TIMEOUT: Final = "timeout"
+_CRASH: Final = "crash"
+"""No finding: the examination itself went wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,9 +205,8 @@ def check_mutants(
     correct = [] if only is not None else list(CORRECT)
     found = _in_children([*correct, *chosen], jobs, limit_s)
     slow = any(each.by == _TIMEOUT for name, each in found.items() if name in CORRECT)
-    killed = [
-        found[name] for name in chosen if found[name].by and not (slow and _ended(found[name]))
-    ]
+    void = {_CRASH, _TIMEOUT} if slow else {_CRASH}
+    killed = [found[name] for name in chosen if found[name].by and found[name].by not in void]
     return MutantReport(
         killed=tuple(killed),
         survived=tuple(found[name] for name in chosen if found[name] not in killed),
@@ -217,10 +218,6 @@ def check_mutants(
         ),
         seconds=round(time.perf_counter() - started, 1),
     )
-
-
-def _ended(each: Examined) -> bool:
-    return each.by == _TIMEOUT
 
 
 def _examine_named(name: str) -> Examined:
@@ -235,7 +232,7 @@ def _child(name: str, answer: Connection) -> None:
     try:
         found = _examine_named(name)
     except Exception as error:  # noqa: BLE001 - a defect may show in any way
-        found = Examined(id=name, by="crash", detail=f"{type(error).__name__}: {error}")
+        found = Examined(id=name, by=_CRASH, detail=f"{type(error).__name__}: {error}")
     answer.send(found)
     answer.close()
 
@@ -254,8 +251,9 @@ def _in_children(names: Sequence[str], jobs: int, limit_s: float) -> dict[str, E
                 process.start()
                 theirs.close()
                 running[ours] = (name, process, time.perf_counter())
-            for ours in [each for each in wait(list(running), timeout=0.5) if each in running]:
-                name, process, _ = running.pop(ours)  # type: ignore[index] - connections only
+            wait(list(running), timeout=0.5)
+            for ours in [each for each in running if each.poll()]:
+                name, process, _ = running.pop(ours)
                 found[name] = _received(name, ours)
                 process.join()
             for ours, (name, process, started) in list(running.items()):
@@ -275,7 +273,7 @@ def _received(name: str, ours: Any) -> Examined:
     try:
         found: Examined = ours.recv()
     except EOFError:
-        return Examined(id=name, by="crash", detail="the process ended without an answer")
+        return Examined(id=name, by=_CRASH, detail="the process ended without an answer")
     return found
 
 
