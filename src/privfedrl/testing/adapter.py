@@ -62,6 +62,7 @@ class Claim(Enum):
     BAD_SHARES = "wrong shares are noticed; they never change the sum"
     CONSTANT_SIZES = "sizes of messages depend on the configuration alone"
     DETERMINISTIC = "same inputs and seeds give the same bytes, whatever the order of arrival"
+    VALIDITY = "who has expired, and a round of another time, are refused"
     TRANSCRIPT = "a finished round leaves a record that an outsider can verify"
 
 
@@ -77,6 +78,8 @@ class RoundSpec:
         round, attempt: counters. task, model, plan, previous: 32 bytes each.
         seed: of every party's test entropy; parties with one spec and name draw the same bytes.
         impostors: names whose key is not the registered one.
+        expired: clients whose registration has ended, and everybody knows.
+        clock_s: how far the clock of this party is ahead of the others', in seconds.
     """
 
     num_clients: int = 6
@@ -94,6 +97,8 @@ class RoundSpec:
     previous: bytes = bytes(32)
     seed: bytes = b"seed"
     impostors: frozenset[str] = frozenset()
+    expired: frozenset[str] = frozenset()
+    clock_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

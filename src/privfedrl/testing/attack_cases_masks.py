@@ -114,7 +114,8 @@ def _untempered(words: _Words) -> _Words:
     for _ in range(4):
         found = state ^ (found << np.uint32(7) & np.uint32(0x9D2C5680))
     first = found ^ found >> np.uint32(11)
-    return found ^ first >> np.uint32(11)
+    result: _Words = found ^ first >> np.uint32(11)
+    return result
 
 
 def repeated_seeds(bench: Bench) -> None:

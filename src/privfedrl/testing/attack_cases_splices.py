@@ -1,7 +1,7 @@
 """Attacks by a server that signs packets which no honest server would make, and by twins.
 
-A3 overlapping lists, A4 agreements that are not there, A14 one client twice, A17 boxes that were
-changed on the way. The server's key is the true one: what protects the clients is that they look at
+A3 overlapping lists, A4 agreements that are not there, A5 and A7 expired clients and old rounds,
+A14 one client twice, A17 boxes that were changed on the way. The server's key is the true one: what protects the clients is that they look at
 what the packet holds.
 """
 
@@ -19,9 +19,11 @@ from privfedrl.testing.scene import Party, Scene
 __all__ = [
     "SPLICE_ATTACKS",
     "delivered_boxes",
+    "expired_client",
     "false_consents",
     "few_answers",
     "foreign_set",
+    "other_times",
     "overlapping_lists",
     "twins",
 ]
@@ -177,9 +179,13 @@ def overlapping_lists(bench: Bench) -> None:
     for everybody in (True, False):
         scene, _, clients, waiting = _before(bench, leg)
         names = scene.names if everybody else scene.names[:1]
-        shown = [forge(bench, scene, packet, dropped=lambda _, n=names: n) for packet in waiting]
+        shown = [forge(bench, scene, packet, dropped=_always(names)) for packet in waiting]
         _answered(scene, clients, shown)
         bench.judge(scene, "a request that lists clients twice")
+
+
+def _always(value: Any) -> _Lie:
+    return lambda _: value
 
 
 # A17: boxes
@@ -262,7 +268,47 @@ def _both_answer(
     scene.run(server, clients | {one.name: one}, before=before, carry=carry)
 
 
+# A5 and A7: time
+
+
+def expired_client(bench: Bench) -> None:
+    """A client whose registration has ended takes part all the same."""
+    scene = bench.scene()
+    gone = scene.names[:1]
+    server = scene.server(expired=frozenset(gone))
+    clients = scene.clients(expired=frozenset(gone))
+    waiting = scene.start(server)
+    extra = [replace(packet, recipient=gone[0]) for packet in waiting[:1]]
+    scene.run(server, clients, out=[*extra, *waiting])
+    bench.expect_sum(scene, server, scene.names[1:], "a client whose registration has ended")
+
+
+def other_times(bench: Bench) -> None:
+    """A round of yesterday, or of tomorrow, is offered to clients that know what time it is."""
+    for offset in (-86_400, 86_400):
+        scene = bench.scene()
+        server = scene.server(clock_s=offset)
+        clients = scene.clients()
+        told = _answered(scene, clients, scene.start(server))
+        text = f"{len(told)} clients joined a round that is {offset} s away"
+        bench.expect(not told, text, scene)
+
+
+_TIME: Final = claims(Claim.VALIDITY, Claim.EXACT_SUM)
+
 SPLICE_ATTACKS: Final = (
+    Attack(
+        id="A5-expired",
+        title="a client whose registration has ended is in the sum",
+        needs=_TIME,
+        run=expired_client,
+    ),
+    Attack(
+        id="A7-times",
+        title="clients join a round of another time",
+        needs=_TIME,
+        run=other_times,
+    ),
     Attack(
         id="A3-overlap",
         title="who is listed as alive and as gone has both shares revealed",

@@ -21,7 +21,7 @@ class Mutant:
         id: short and unique. title: what is wrong. fault: what it stands for in the field or in the
             threat model. expected: ids of attacks, known answers or invariants ("I5") that should
             notice, the quickest first; the runner tries them in this order.
-        make: a fresh adapter with the defect. thorough: only the long profile is expected to see it.
+        make: a fresh adapter with the defect. thorough: only the long profile sees it.
     """
 
     id: str

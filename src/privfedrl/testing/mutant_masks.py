@@ -5,7 +5,6 @@ masks look like gives it away.
 """
 
 # private names of the protocol are what a defect is made of
-# ruff: noqa: SLF001
 
 from __future__ import annotations
 
@@ -85,7 +84,7 @@ def _unless_dropped_pair(old: Any) -> Any:
     def remove(
         total: Any, *, cohort: Any, dropped: str, pair: Any, survivors: Sequence[str]
     ) -> None:
-        near = [name for name in survivors if not {name, dropped} == set(_PAIR)]
+        near = [name for name in survivors if {name, dropped} != set(_PAIR)]
         old(total, cohort=cohort, dropped=dropped, pair=pair, survivors=near)
 
     return remove
@@ -114,7 +113,7 @@ def _folded(size: int) -> Any:
             key: bytes = old(secret, **given)
             words = np.frombuffer(key[:32], np.uint8).reshape(-1, size)
             short = np.bitwise_xor.reduce(words, axis=0).tobytes()
-            return (short * len(key))[: len(key)]
+            return bytes((short * len(key))[: len(key)])
 
         return derive
 

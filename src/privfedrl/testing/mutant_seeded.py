@@ -14,7 +14,6 @@ from typing import Any
 
 from privfedrl.testing.adapter import (
     Aggregate,
-    AggregationAdapter,
     Packet,
     RingVector,
     RoundSpec,
@@ -28,7 +27,7 @@ __all__ = ["Patch", "Seeded", "always", "seeded", "substituted"]
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """``owner`` (a module, class, dictionary or frozen value) gets ``make(original)`` as ``name``."""
+    """``owner`` (module, class, dictionary or frozen value) gets ``make(original)`` as ``name``."""
 
     owner: Any
     name: Any

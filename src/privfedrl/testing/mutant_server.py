@@ -4,7 +4,6 @@ Guarantee: as in ``mutant_client``.
 """
 
 # private names of the protocol are what a defect is made of
-# ruff: noqa: SLF001
 
 from __future__ import annotations
 

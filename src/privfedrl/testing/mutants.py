@@ -32,16 +32,27 @@ from privfedrl.testing.known_answers import KNOWN_ANSWERS
 from privfedrl.testing.mutant import Mutant
 from privfedrl.testing.mutant_client import CLIENT_MUTANTS
 from privfedrl.testing.mutant_masks import MASK_MUTANTS
-from privfedrl.testing.mutant_server import SERVER_MUTANTS
 from privfedrl.testing.mutant_seeded import Seeded
+from privfedrl.testing.mutant_server import SERVER_MUTANTS
+from privfedrl.testing.mutant_views import VIEW_MUTANTS
 from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.simulacra import TOY_MUTANTS, Simulacrum
 from privfedrl.testing.suites import UNIFORMITY
 from privfedrl.testing.verdict import Status
 
-__all__ = ["CORRECT", "MUTANTS", "Examined", "Mutant", "MutantReport", "check_mutants", "examine"]
+__all__ = [
+    "CORRECT",
+    "MUTANTS",
+    "Examined",
+    "Mutant",
+    "MutantReport",
+    "check_mutants",
+    "examine",
+    "main",
+]
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
+    *VIEW_MUTANTS,
     *CLIENT_MUTANTS,
     *MASK_MUTANTS,
     *SERVER_MUTANTS,

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from privfedrl.errors import PrivfedrlError
-from privfedrl.primitives.random import DeterministicEntropy
+from privfedrl.primitives.random import Clock, DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
     Identity,
@@ -26,6 +26,7 @@ from privfedrl.secagg import (
     SparseGraph,
     Transcript,
 )
+from privfedrl.secagg.identity import LAST_SECOND
 from privfedrl.secagg.members import Members
 from privfedrl.secagg.messages import encode_frame, peek
 from privfedrl.secagg.sizes import MessageType
@@ -54,30 +55,33 @@ def _identity(name: str, *, impostor: bool = False) -> Identity:
 
 
 @cache
-def _registry(names: tuple[str, ...], impostor: str = "") -> Registry:
+def _registry(
+    names: tuple[str, ...], expired: frozenset[str] = frozenset(), impostor: str = ""
+) -> Registry:
     """Of clients and server; ``impostor`` is one of them with another key than the true one."""
     entries = [
         _identity(name, impostor=name == impostor).entry(
-            "coordinator" if name == _SERVER else "agent"
+            "coordinator" if name == _SERVER else "agent",
+            not_after=_NOW - 1 if name in expired else LAST_SECOND,
         )
         for name in (*names, _SERVER)
     ]
     return Registry(entries)
 
 
-def _believed(names: tuple[str, ...], name: str, impostors: frozenset[str]) -> Registry:
+def _believed(names: tuple[str, ...], name: str, spec: RoundSpec) -> Registry:
     """The true registry; who is not in it, or not with that key, believes in another one."""
-    true = _registry(names)
+    true, impostors = _registry(names, spec.expired), spec.impostors
     if name in (*names, _SERVER) and name not in impostors:
         return true
     members = names if name in (*names, _SERVER) else (*names[:-1], name)
-    forged = Registry(_registry(members, name if name in impostors else "").entries)
+    forged = Registry(_registry(members, spec.expired, name if name in impostors else "").entries)
     forged.digest = true.digest  # so that it goes on and its bytes reach the others
     return forged
 
 
-def _clock() -> int:
-    return _NOW
+def _clock(spec: RoundSpec) -> Clock:
+    return lambda: _NOW + spec.clock_s
 
 
 def _entropy(spec: RoundSpec, name: str) -> DeterministicEntropy:
@@ -129,23 +133,23 @@ class PairwiseAdapter(AggregationAdapter):
     def make_client(self, spec: RoundSpec, name: str, vector: RingVector, store: Store) -> _Client:
         party = SecAggClient(
             identity=_identity(name, impostor=name in spec.impostors),
-            registry=_believed(self.client_names(spec), name, spec.impostors),
+            registry=_believed(self.client_names(spec), name, spec),
             parameters=self.parameters(spec),
             plan_digest=spec.plan,
             journal=store.setdefault("journal", MemoryJournal()),
             entropy=_entropy(spec, name),
-            clock=_clock,
+            clock=_clock(spec),
         )
         return _Client(name, party, vector, spec.model)
 
     def make_server(self, spec: RoundSpec) -> _Server:
         party = SecAggServer(
             identity=_identity(_SERVER, impostor=_SERVER in spec.impostors),
-            registry=_believed(self.client_names(spec), _SERVER, spec.impostors),
+            registry=_believed(self.client_names(spec), _SERVER, spec),
             parameters=self.parameters(spec),
             plan_digest=spec.plan,
             entropy=_entropy(spec, _SERVER),
-            clock=_clock,
+            clock=_clock(spec),
         )
         return _Server(party, spec)
 
@@ -200,7 +204,7 @@ class PairwiseAdapter(AggregationAdapter):
 
     def verify_transcript(self, spec: RoundSpec, transcript: bytes) -> None:
         Transcript.from_bytes(transcript).verify(
-            _believed(self.client_names(spec), _SERVER, spec.impostors), previous=spec.previous
+            _believed(self.client_names(spec), _SERVER, spec), previous=spec.previous
         )
 
     def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Packet:

@@ -29,7 +29,8 @@ from privfedrl.testing.adapter import (
     Store,
 )
 from privfedrl.testing.mutant import Mutant
-from privfedrl.testing.simulacra_protocol import SERVER, Client, Rules, Server, ToyError, frame_of
+from privfedrl.testing.simulacra_parties import Client, Server
+from privfedrl.testing.simulacra_rules import SERVER, Rules, ToyError, frame_of
 
 __all__ = ["TOY_MUTANTS", "Simulacrum"]
 
@@ -38,6 +39,7 @@ _UNCLAIMED: Final = {
     Claim.BOUNDED_MEMORY,
     Claim.DIFFERENCING,
     Claim.TRANSCRIPT,
+    Claim.VALIDITY,
 }
 
 
@@ -226,7 +228,7 @@ class _Reused(Rules):
 
 class _Weight(Rules):
     def extras(self, client: Client) -> dict[str, Any]:
-        return {"num_examples": int(client._vector[0])}  # noqa: SLF001 - the fault is that it tells
+        return {"num_examples": int(client._vector[0])}
 
 
 class _LostAtSetup(Rules):
@@ -244,7 +246,8 @@ class _Saturating(Rules):
     def total(self, vectors: Sequence[RingVector]) -> RingVector:
         top = np.iinfo(vectors[0].dtype).max
         exact = np.sum([vector.astype(object) for vector in vectors], axis=0)
-        return np.minimum(exact, top).astype(vectors[0].dtype)
+        stopped: RingVector = np.minimum(exact, top).astype(vectors[0].dtype)
+        return stopped
 
 
 class _Unsigned(Rules):

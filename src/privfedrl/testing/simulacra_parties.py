@@ -1,189 +1,38 @@
-"""A toy of masked aggregation that owes nothing to this library: the kit's second opinion.
+"""Client and server of the toy: what a round does under given rules.
 
-Guarantee: imports nothing of ``privfedrl.secagg`` or ``privfedrl.primitives``, so a kit that only
-knows our own protocol shows here. The kit only: its "signatures" are MACs under keys that
-everybody could compute, and its code is neither fast nor constant-time.
+Guarantee: as in ``simulacra_rules``; a message that is refused leaves a server as it was, and ends
+the round for a client only if the server did sign it.
 
-Course: keys -> Shamir shares of a seed b and a secret s -> y = x + G(b) + the sum of +-G(pair)
--> agreement on the survivors -> shares of b of the survivors and of s of the others.
-Every step that a known fault is about is one method of :class:`Rules`.
-
-Notation: t = threshold, U2/U3 = who dealt shares / sent a vector, G = keystream. Reference:
-Bonawitz et al., CCS 2017, figure 4.
+Notation: as in ``simulacra_rules``. Shares are values of a polynomial mod 2^521 - 1 at the
+positions of the cohort's members, from 1.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from privfedrl.testing.adapter import RingVector, RoundSpec, Store
+from privfedrl.testing.simulacra_rules import (
+    SERVER,
+    TAG_BYTES,
+    Rules,
+    ToyError,
+    frame_of,
+    hashed,
+    public_of,
+    require,
+)
 
-__all__ = ["SERVER", "Client", "Rules", "Server", "ToyError", "frame_of"]
+__all__ = ["Client", "Server", "config_of", "set_of", "shared_of"]
 
-SERVER: Final = "server"
 _PRIME: Final = 2**521 - 1
 _SHARE: Final = 66
-_TAG: Final = 32
 _Body = dict[str, Any]
-
-
-class ToyError(Exception):
-    """All that the toy raises on purpose."""
-
-
-def _require(holds: bool, text: str) -> None:
-    if not holds:
-        raise ToyError(text)
-
-
-def _hash(*parts: bytes | str) -> bytes:
-    encoded = [part.encode() if isinstance(part, str) else part for part in parts]
-    return hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in encoded)).digest()
-
-
-def _public(secret: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
-
-
-def frame_of(name: str, key: bytes, body: _Body) -> bytes:
-    """One length byte, the name, the body as JSON, and a MAC over all of it."""
-    text = bytes([len(name)]) + name.encode() + json.dumps(body, sort_keys=True).encode()
-    return text + hmac.digest(key, text, "sha256")
-
-
-class Rules:
-    """The rules that all parties of one toy follow. Each variant overrides what it gets wrong."""
-
-    def key_of(self, name: str, *, impostor: bool = False) -> bytes:
-        """The MAC key that is registered for ``name``, or another one."""
-        return _hash("impostor" if impostor else "registered", name)
-
-    def authentic(self, data: bytes) -> bool:
-        """Whether the MAC is that of the name in front."""
-        name = data[1 : 1 + data[0]].decode()
-        expected = hmac.digest(self.key_of(name), data[:-_TAG], "sha256")
-        return hmac.compare_digest(expected, data[-_TAG:])
-
-    def read(self, data: bytes) -> tuple[str, _Body]:
-        """Sender and body of an authentic frame."""
-        _require(len(data) > 2 + _TAG and len(data) > 1 + data[0] + _TAG, "too short")
-        _require(self.authentic(data), "not authentic")
-        body = json.loads(data[1 + data[0] : -_TAG])
-        _require(isinstance(body, dict), "no object")
-        return data[1 : 1 + data[0]].decode(), body
-
-    def draw(self, spec: RoundSpec, name: str, what: str) -> bytes:
-        """32 secret bytes of ``name`` for one purpose in one round."""
-        return _hash(spec.seed, f"{spec.round}/{spec.attempt}/{name}/{what}")
-
-    def agree(self, secret: bytes, public: bytes) -> bytes:
-        """The common secret of two key pairs; ValueError for a key of low order."""
-        pair = X25519PrivateKey.from_private_bytes(secret)
-        return pair.exchange(X25519PublicKey.from_public_bytes(public))
-
-    def check_keys(self, keys: Sequence[str]) -> None:
-        """Two canonical keys of full order, not the same."""
-        raw = [bytes.fromhex(key) for key in keys]
-        _require(len(set(raw)) == len(raw) == 2, "two different keys are expected")
-        for key in raw:
-            _require(int.from_bytes(key, "little") < 2**255 - 19, "not canonical")
-            self.agree(_hash("probe"), key)
-
-    def salt(self, cohort: bytes) -> bytes:
-        """What mask keys are bound to."""
-        return cohort
-
-    def stream(self, key: bytes, count: int, bits: int) -> RingVector:
-        """G(key): ``count`` residues."""
-        return np.frombuffer(hashlib.shake_256(key).digest(count * bits // 8), f"<u{bits // 8}")
-
-    def pair_key(self, secret: bytes, public: bytes, salt: bytes) -> bytes:
-        """The key of the mask that two clients have in common."""
-        return _hash("pair", self.agree(secret, public), salt)
-
-    def self_key(self, seed: bytes, salt: bytes) -> bytes:
-        """The key of a client's own mask."""
-        return _hash("self", seed, salt)
-
-    def mask(self, vector: RingVector, add: list[bytes], subtract: list[bytes]) -> RingVector:
-        """vector + the sum of G over ``add`` - that over ``subtract``."""
-        bits, total = 8 * vector.itemsize, vector.copy()
-        for key in add:
-            total += self.stream(key, len(vector), bits)
-        for key in subtract:
-            total -= self.stream(key, len(vector), bits)
-        return total
-
-    def total(self, vectors: Sequence[RingVector]) -> RingVector:
-        """The sum of masked vectors in the ring."""
-        found: RingVector = np.sum(vectors, axis=0, dtype=vectors[0].dtype)
-        return found
-
-    def threshold(self, spec: RoundSpec, _: _Body) -> int:
-        """t, whatever the server's opening says."""
-        n, c = spec.num_clients, spec.max_colluding
-        found = spec.threshold or max((n + c) // 2 + 1, spec.min_honest + c)
-        _require(n >= found > (n + c) / 2 and found - c >= spec.min_honest, "unsafe threshold")
-        return found
-
-    def opening(self, spec: RoundSpec) -> _Body:
-        """What everybody has to hold alike, beside the round's name."""
-        pinned = [spec.num_clients, spec.max_colluding, spec.min_clients, spec.min_honest]
-        form = [spec.vector_length, spec.modulus_bits, spec.threshold]
-        return {"model": spec.model.hex(), "plan": spec.plan.hex(), "numbers": pinned + form}
-
-    def fits(self, spec: RoundSpec, body: _Body) -> bool:
-        """Whether the server's opening is what a client has pinned."""
-        return all(body[key] == value for key, value in self.opening(spec).items())
-
-    def box(self, key: bytes, text: bytes) -> bytes:
-        """Encrypt and authenticate a pair of shares."""
-        stream = hashlib.shake_256(key).digest(len(text))
-        sealed = bytes(a ^ b for a, b in zip(text, stream, strict=True))
-        return sealed + hmac.digest(key, sealed, "sha256")
-
-    def open_box(self, key: bytes, box: bytes) -> bytes:
-        """The text of a box that was not changed."""
-        tag = hmac.digest(key, box[:-_TAG], "sha256")
-        _require(hmac.compare_digest(tag, box[-_TAG:]), "a box was changed")
-        stream = hashlib.shake_256(key).digest(len(box) - _TAG)
-        return bytes(a ^ b for a, b in zip(box[:-_TAG], stream, strict=True))
-
-    def agreed(self, client: Client, consents: Sequence[str]) -> bool:
-        """Whether enough survivors have signed the very set that ``client`` has."""
-        signers = []
-        for text in consents:
-            sender, body = self.read(bytes.fromhex(text))
-            _require(body["type"] == "consent" and body["cfg"] == client.cfg, "of another round")
-            _require(body["set"] == client.agreed_set, "of another set")
-            signers.append(sender)
-        distinct = set(signers)
-        return len(distinct) == len(signers) >= client.threshold and distinct <= client.survivors
-
-    def kinds(self, client: Client, _: _Body) -> list[str]:
-        """Which share of each member of U2 leaves, in order: "self", "pair" or "both"."""
-        return ["self" if owner in client.survivors else "pair" for owner in client.sharers]
-
-    def extras(self, client: Client) -> _Body:
-        """What else goes with a masked vector."""
-        return {}
-
-    def survivors_of(self, server: Server, names: Sequence[str]) -> Mapping[str, Any]:
-        """The dealt shares of those who are asked for their vectors."""
-        return {name: server.dealt[name] for name in names}
-
-    repeats: Callable[[str], bool] = staticmethod(lambda kind: False)
-    """Whether a client answers a further message of ``kind`` anew."""
-
-
 _LEGS: Final = ("open", "cohort", "delivery", "survivors", "request")
 
 
@@ -194,7 +43,7 @@ class Client:
         self, rules: Rules, spec: RoundSpec, name: str, vector: RingVector, store: Store
     ) -> None:
         form = (np.dtype(f"uint{spec.modulus_bits}"), (spec.vector_length,))
-        _require((vector.dtype, vector.shape) == form, "a vector of another form")
+        require((vector.dtype, vector.shape) == form, "a vector of another form")
         self.rules, self.spec, self.name, self._vector = rules, spec, name, vector
         self.cfg, self.agreed_set, self.leg, self.dead = "", "", 0, False
         self.threshold = self.floor = 0
@@ -213,15 +62,15 @@ class Client:
 
     def receive(self, data: bytes) -> list[bytes]:
         """The answer to one frame of the server; nothing to a repeated one."""
-        _require(not self.dead, "this client has left")
+        require(not self.dead, "this client has left")
         if data in self._seen:
             return []
         sender, body = self.rules.read(data)
         kind = body["type"]
         again = kind in _LEGS[: self.leg] and self.rules.repeats(kind)
-        _require(again or _LEGS[self.leg : self.leg + 1] == (kind,), "not awaited")
-        _require(sender == SERVER and body["to"] == self.name, "not for this client")
-        _require(kind == "open" or body["cfg"] == self.cfg, "of another round")
+        require(again or _LEGS[self.leg : self.leg + 1] == (kind,), "not awaited")
+        require(sender == SERVER and body["to"] == self.name, "not for this client")
+        require(kind == "open" or body["cfg"] == self.cfg, "of another round")
         try:
             answer = getattr(self, f"_on_{kind}")(body)
         except Exception:
@@ -237,28 +86,28 @@ class Client:
         return [self._sent]
 
     def _on_open(self, body: _Body) -> _Body:
-        _require(self.rules.fits(self.spec, body), "not what this client has pinned")
+        require(self.rules.fits(self.spec, body), "not what this client has pinned")
         self.threshold = self.rules.threshold(self.spec, body)
         self.floor = max(self.threshold, self.spec.min_clients)
         self.cfg = config_of(body)
         self._task, *point, _ = body["name"]
         self._point = tuple(point)
-        keys = [_public(secret).hex() for secret in (self._mask_secret, self._box_secret)]
+        keys = [public_of(secret).hex() for secret in (self._mask_secret, self._box_secret)]
         return {"type": "advert", "public_keys": keys}
 
     def _on_cohort(self, body: _Body) -> _Body:
         frames = [bytes.fromhex(text) for text in body["adverts"]]
-        _require(self._advert in frames, "the own advert is missing")
+        require(self._advert in frames, "the own advert is missing")
         found = {}
         for frame in frames:
             sender, advert = self.rules.read(frame)
-            _require(advert["type"] == "advert" and advert["cfg"] == self.cfg, "another round")
+            require(advert["type"] == "advert" and advert["cfg"] == self.cfg, "another round")
             self.rules.check_keys(advert["public_keys"])
             found[sender] = [bytes.fromhex(key) for key in advert["public_keys"]]
-        _require(len(found) == len(frames) >= self.floor, "too few, or one twice")
-        _require(list(found) == sorted(found) == body["members"], "not the members")
-        _require(len({key for keys in found.values() for key in keys}) == 2 * len(found), "equal")
-        self._keys, self._cohort = found, _hash(*frames)
+        require(len(found) == len(frames) >= self.floor, "too few, or one twice")
+        require(list(found) == sorted(found) == body["members"], "not the members")
+        require(len({key for keys in found.values() for key in keys}) == 2 * len(found), "equal")
+        self._keys, self._cohort = found, hashed(*frames)
         return self._deal()
 
     def _deal(self) -> _Body:
@@ -266,7 +115,7 @@ class Client:
         polynomials = []
         for what, secret in (("b", self._seed), ("s", self._mask_secret)):
             higher = [
-                int.from_bytes(_hash(self._seed, what, str(k)) * 2, "big") % _PRIME
+                int.from_bytes(hashed(self._seed, what, str(k)) * 2, "big") % _PRIME
                 for k in range(1, self.threshold)
             ]
             polynomials.append([int.from_bytes(secret, "big"), *higher])
@@ -277,23 +126,23 @@ class Client:
                 self._held[peer] = pair
             else:
                 sealed.append(self.rules.box(self._box_key(self.name, peer), pair).hex())
-        self._commitment = _hash("commitment", self._cohort, self.name, self._seed).hex()
+        self._commitment = hashed("commitment", self._cohort, self.name, self._seed).hex()
         return {"type": "shares", "commitment": self._commitment, "sealed": sealed}
 
     def _box_key(self, sender: str, recipient: str) -> bytes:
         peer = recipient if sender == self.name else sender
         secret = self.rules.agree(self._box_secret, self._keys[peer][1])
-        return _hash("box", secret, self._cohort, sender, recipient)
+        return hashed("box", secret, self._cohort, sender, recipient)
 
     def _on_delivery(self, body: _Body) -> _Body:
         names, commitments = body["members"], body["commitments"]
-        _require(names == sorted(set(names) & set(self._keys)), "not within the cohort")
-        _require(len(names) == len(commitments) >= self.floor, "too few")
-        _require(dict(zip(names, commitments, strict=True)).get(self.name) == self._commitment, "")
+        require(names == sorted(set(names) & set(self._keys)), "not within the cohort")
+        require(len(names) == len(commitments) >= self.floor, "too few")
+        require(dict(zip(names, commitments, strict=True)).get(self.name) == self._commitment, "")
         peers = [name for name in names if name != self.name]
         for peer, box in zip(peers, body["sealed"], strict=True):
             pair = self.rules.open_box(self._box_key(peer, self.name), bytes.fromhex(box))
-            _require(len(pair) == 2 * _SHARE, "not a pair of shares")
+            require(len(pair) == 2 * _SHARE, "not a pair of shares")
             self._held[peer] = pair
         self.sharers, self._shared = names, shared_of(self.cfg, names, commitments)
         salt = self.rules.salt(self._cohort)
@@ -313,20 +162,20 @@ class Client:
     def _spend(self) -> None:
         """Note on disk that the masked vector of this round leaves now, or refuse."""
         point, last = (self.spec.round, self.spec.attempt), self._store.get(self._task, (-1, 0))
-        _require(point > last and self._point == point, "this round is over")
+        require(point > last and self._point == point, "this round is over")
         self._store[self._task] = point
 
     def _on_survivors(self, body: _Body) -> _Body:
         names, digests = body["members"], body["digests"]
-        _require(names == sorted(set(names) & set(self.sharers)), "not within the sharers")
-        _require(len(names) == len(digests) >= self.floor, "too few")
-        own = _hash(self._sent_vector).hex()
-        _require(dict(zip(names, digests, strict=True)).get(self.name) == own, "not what was sent")
+        require(names == sorted(set(names) & set(self.sharers)), "not within the sharers")
+        require(len(names) == len(digests) >= self.floor, "too few")
+        own = hashed(self._sent_vector).hex()
+        require(dict(zip(names, digests, strict=True)).get(self.name) == own, "not what was sent")
         self.survivors, self.agreed_set = set(names), set_of(self._shared, names, digests)
         return {"type": "consent", "set": self.agreed_set}
 
     def _on_request(self, body: _Body) -> _Body:
-        _require(self.rules.agreed(self, body["consents"]), "not agreed by enough")
+        require(self.rules.agreed(self, body["consents"]), "not agreed by enough")
         kinds = self.rules.kinds(self, body)
         parts = {"self": slice(0, _SHARE), "pair": slice(_SHARE, None), "both": slice(None)}
         shares = [
@@ -338,17 +187,17 @@ class Client:
 
 def config_of(body: _Body) -> str:
     """Digest of an opening, without its recipient."""
-    return _hash(json.dumps({**body, "to": ""}, sort_keys=True)).hex()
+    return hashed(json.dumps({**body, "to": ""}, sort_keys=True)).hex()
 
 
 def shared_of(cfg: str, names: Iterable[str], commitments: Iterable[str]) -> str:
     """Digest of U2 with its commitments."""
-    return _hash(cfg, *names, *commitments).hex()
+    return hashed(cfg, *names, *commitments).hex()
 
 
 def set_of(shared: str, names: Iterable[str], digests: Iterable[str]) -> str:
     """Digest of U3 with its vectors."""
-    return _hash(shared, *names, *digests).hex()
+    return hashed(shared, *names, *digests).hex()
 
 
 def _at(polynomial: Sequence[int], x: int) -> int:
@@ -388,7 +237,7 @@ class Server:
 
     def start(self) -> dict[str, bytes]:
         """The opening for everybody."""
-        _require(self.phase < 0, "started before")
+        require(self.phase < 0, "started before")
         spec, self.phase = self.spec, 0
         self.opening: _Body = {
             "type": "open",
@@ -400,13 +249,13 @@ class Server:
 
     def receive(self, data: bytes) -> dict[str, bytes]:
         """Take one frame; the next messages if everybody has answered."""
-        _require(self.phase >= 0, "not started")
+        require(self.phase >= 0, "not started")
         if data in self._taken:
             return {}
         sender, body = self.rules.read(data)
-        _require(not self.over and body["type"] == self._KINDS[self.phase], "not awaited")
-        _require(body["cfg"] == self.cfg and sender in self.expected, "not expected")
-        _require(sender not in self.got, "answered before")
+        require(not self.over and body["type"] == self._KINDS[self.phase], "not awaited")
+        require(body["cfg"] == self.cfg and sender in self.expected, "not expected")
+        require(sender not in self.got, "answered before")
         getattr(self, f"_take_{body['type']}")(body)
         self.got[sender], self._frames[sender] = body, data
         self._taken.add(data)
@@ -414,7 +263,7 @@ class Server:
 
     def close(self) -> dict[str, bytes]:
         """Go on with those who have answered, or give up."""
-        _require(not self.over and self.phase >= 0, "nothing is open")
+        require(not self.over and self.phase >= 0, "nothing is open")
         names, got, frames = sorted(self.got), self.got, self._frames
         need = self.floor if self.phase < 3 else min(self.floor, self.threshold)
         if len(names) < need:
@@ -440,30 +289,30 @@ class Server:
     def _take_advert(self, body: _Body) -> None:
         self.rules.check_keys(body["public_keys"])
         known = {key for other in self.got.values() for key in other["public_keys"]}
-        _require(not known & set(body["public_keys"]), "somebody else's key")
+        require(not known & set(body["public_keys"]), "somebody else's key")
 
     def _take_shares(self, body: _Body) -> None:
-        _require(len(body["sealed"]) == len(self.keys) - 1, "shares for too few or too many")
+        require(len(body["sealed"]) == len(self.keys) - 1, "shares for too few or too many")
         lengths = {len(bytes.fromhex(box)) for box in body["sealed"]}
-        _require(lengths == {2 * _SHARE + _TAG} and len(body["commitment"]) == 64, "a length")
+        require(lengths == {2 * _SHARE + TAG_BYTES} and len(body["commitment"]) == 64, "a length")
 
     def _take_vector(self, body: _Body) -> None:
         size = self.spec.vector_length * self.spec.modulus_bits // 8
-        _require(body["shared"] == self.shared and len(bytes.fromhex(body["vector"])) == size, "")
+        require(body["shared"] == self.shared and len(bytes.fromhex(body["vector"])) == size, "")
 
     def _take_consent(self, body: _Body) -> None:
-        _require(body["set"] == self.agreed, "another set")
+        require(body["set"] == self.agreed, "another set")
 
     def _take_reveal(self, body: _Body) -> None:
-        _require(len(body["shares"]) == len(self.dealt), "shares of too few or too many")
+        require(len(body["shares"]) == len(self.dealt), "shares of too few or too many")
         sizes = {len(bytes.fromhex(share)) for share in body["shares"]}
-        _require(sizes <= {_SHARE, 2 * _SHARE}, "a share has another length")
+        require(sizes <= {_SHARE, 2 * _SHARE}, "a share has another length")
 
     def _after_advert(
         self, names: list[str], got: dict[str, _Body], frames: dict[str, bytes]
     ) -> Callable[[str], _Body]:
         self.keys = {name: got[name]["public_keys"] for name in names}
-        self.cohort = _hash(*(frames[name] for name in names))
+        self.cohort = hashed(*(frames[name] for name in names))
         shown = [frames[name].hex() for name in names]
         return lambda _: {"type": "cohort", "members": names, "adverts": shown}
 
@@ -492,7 +341,7 @@ class Server:
     def _after_vector(
         self, names: list[str], got: dict[str, _Body], _: object
     ) -> Callable[[str], _Body]:
-        digests = [_hash(got[name]["vector"]).hex() for name in names]
+        digests = [hashed(got[name]["vector"]).hex() for name in names]
         self.agreed, self.survivors = set_of(self.shared, names, digests), names
         word = f"<u{self.spec.modulus_bits // 8}"
         raw = [np.frombuffer(bytes.fromhex(got[name]["vector"]), word) for name in names]
@@ -510,7 +359,9 @@ class Server:
         self, names: list[str], got: dict[str, _Body], _: object
     ) -> Callable[[str], _Body]:
         self.survivors_dealt = self.rules.survivors_of(self, self.survivors)
-        salt, subtract, add = self.rules.salt(self.cohort), [], []
+        salt = self.rules.salt(self.cohort)
+        add: list[bytes] = []
+        subtract: list[bytes] = []
         for place, owner in enumerate(sorted(self.dealt)):
             wanted = "self" if owner in self.survivors else "pair"
             secret = self._recover(owner, wanted, place, names, got)
@@ -541,6 +392,6 @@ class Server:
     def is_right(self, owner: str, kind: str, secret: bytes) -> bool:
         """Whether ``secret`` is what its owner committed to or advertised."""
         if kind == "pair":
-            return _public(secret).hex() == self.keys[owner][0]
-        expected = _hash("commitment", self.cohort, owner, secret).hex()
+            return bool(public_of(secret).hex() == self.keys[owner][0])
+        expected = hashed("commitment", self.cohort, owner, secret).hex()
         return bool(self.dealt[owner]["commitment"] == expected)
