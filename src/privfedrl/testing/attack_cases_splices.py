@@ -1,8 +1,8 @@
-"""Attacks by a server that signs packets which no honest server would make, and by twins.
+"""Attacks by a server that signs packets which no honest server would make, by twins and by time.
 
 A3 overlapping lists, A4 agreements that are not there, A5 and A7 expired clients and old rounds,
-A14 one client twice, A17 boxes that were changed on the way. The server's key is the true one: what protects the clients is that they look at
-what the packet holds.
+A14 one client twice, A17 boxes that were changed on the way. The server's key is the true one: what
+protects the clients is that they look at what the packet holds.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from privfedrl.testing.verdict import Status
 
 __all__ = [
     "CORRECT",
+    "LIMIT_S",
     "MUTANTS",
     "Examined",
     "Mutant",
