@@ -6,6 +6,10 @@ import copy
 import pickle
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
 from privfedrl.primitives.key_agreement import (
@@ -87,6 +91,25 @@ def test_rfc_7748_section_6_1() -> None:
 )
 def test_rfc_5869_cases_1_to_3(ikm: bytes, salt: bytes, info: bytes, okm: str) -> None:
     assert hkdf_sha256(ikm, salt=salt, info=info, length=len(okm) // 2).hex() == okm
+
+
+@given(
+    secret=st.binary(max_size=80),
+    salt=st.binary(max_size=80),
+    info=st.binary(max_size=80),
+    length=st.integers(1, 255 * 32),
+)
+def test_derived_keys_are_those_of_an_independent_library(
+    secret: bytes, salt: bytes, info: bytes, length: int
+) -> None:
+    theirs = HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+    assert hkdf_sha256(secret, salt=salt, info=info, length=length) == theirs
+
+
+@pytest.mark.parametrize("length", [0, -1, 255 * 32 + 1])
+def test_a_length_that_hkdf_cannot_give_is_refused(length: int) -> None:
+    with pytest.raises(ConfigurationError, match="length must be"):
+        hkdf_sha256(b"secret", salt=b"", info=b"", length=length)
 
 
 @pytest.mark.parametrize("u", [*sorted(LOW_ORDER_POINTS), P, P + 1])

@@ -15,6 +15,7 @@ from privfedrl.testing.adapter import Claim, RoundSpec
 from privfedrl.testing.invariants import expected_sum, violations
 from privfedrl.testing.network import Run, Schedule, SimulatedNetwork, play
 from privfedrl.testing.pairwise import PairwiseAdapter
+from privfedrl.testing.pairwise_guarded import GuardedPairwiseAdapter
 from privfedrl.testing.replay import draw_vectors
 
 ADAPTER = PairwiseAdapter()
@@ -72,19 +73,22 @@ def test_reveals_follow_the_survivors(run: Run) -> None:
 
 def test_a_forged_packet_verifies_and_says_something_else(run: Run) -> None:
     """Signed by its own sender, so it is refused for what it says, not for its signature."""
-    network = SimulatedNetwork(ADAPTER, SPEC, VECTORS)
+    adapter = GuardedPairwiseAdapter()
+    network = SimulatedNetwork(adapter, SPEC, VECTORS)
     network.open()
-    server = ADAPTER.make_server(SPEC)
-    ADAPTER.start(server)
+    server = adapter.make_server(SPEC)
+    adapter.start(server)
     for number in list(network.in_flight):
         network.deliver(number)
     advert = network.run.of_kind("advertise")[0]
-    forged = ADAPTER.forge(SPEC, advert, cfg=b"x" * 32)
+    forged = adapter.forge(SPEC, advert, public_keys=lambda keys: (keys[0], keys[0]))
     assert forged.data != advert.data
     assert (forged.sender, forged.recipient) == (advert.sender, advert.recipient)
-    with pytest.raises(ADAPTER.errors, match="another round"):
-        ADAPTER.deliver(server, forged)
-    assert ADAPTER.forge(SPEC, advert).data == advert.data
+    with pytest.raises(adapter.errors, match="must differ"):
+        adapter.deliver(server, forged)
+    assert adapter.forge(SPEC, advert).data == advert.data
+    assert adapter.forge(SPEC, advert, shares=lambda shares: shares) is None
+    assert ADAPTER.forge(SPEC, advert) is None  # the short adapter leaves lies to the guarded one
 
 
 @pytest.mark.parametrize("name", [NAMES[0], "server"])

@@ -41,8 +41,8 @@ def self_key(cohort: Cohort, name: str, seed: bytes) -> bytes:
 
 def pair_key(cohort: Cohort, pair: KeyPair, owner: str, peer: str, edges: Edges = _OWN) -> bytes:
     """p_ij: the stream key that ``owner``, who holds ``pair``, shares with ``peer``."""
-    low, high = sorted((owner.encode("ascii"), peer.encode("ascii")))
-    info = label("pair") + join(low, high)
+    low, high = (owner, peer) if owner < peer else (peer, owner)  # ASCII: as the bytes are ordered
+    info = label("pair") + _tag(low) + _tag(high)
     return edges.derive(cohort.suite, pair, cohort.mask_keys[peer], salt=cohort.roster, info=info)
 
 
@@ -119,13 +119,18 @@ def open_shares(
 
 
 def _box_info(sender: str, recipient: str) -> bytes:
-    return label("share") + join(sender.encode("ascii"), recipient.encode("ascii"))
+    return label("share") + _tag(sender) + _tag(recipient)
 
 
 def _context(cohort: Cohort, sender: str, recipient: str) -> bytes:
-    point = cohort.points[recipient].to_bytes(4, "big")
-    names = (sender.encode("ascii"), recipient.encode("ascii"))
-    return _context_of_roster(cohort.cfg, cohort.roster) + join(*names, point)
+    point = join(cohort.points[recipient].to_bytes(4, "big"))
+    return _context_of_roster(cohort.cfg, cohort.roster) + _tag(sender) + _tag(recipient) + point
+
+
+@lru_cache(maxsize=1 << 16)
+def _tag(name: str) -> bytes:
+    """One part of a join: a join is the concatenation of its parts' own."""
+    return join(name.encode("ascii"))
 
 
 @lru_cache(maxsize=4)

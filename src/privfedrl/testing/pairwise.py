@@ -5,11 +5,10 @@ Guarantee: nothing is stubbed; parties are the library's own objects with test k
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from privfedrl.errors import PrivfedrlError
@@ -28,7 +27,7 @@ from privfedrl.secagg import (
 )
 from privfedrl.secagg.identity import LAST_SECOND
 from privfedrl.secagg.members import Members
-from privfedrl.secagg.messages import encode_frame, peek
+from privfedrl.secagg.messages import peek
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.adapter import (
     Aggregate,
@@ -206,11 +205,6 @@ class PairwiseAdapter(AggregationAdapter):
         Transcript.from_bytes(transcript).verify(
             _believed(self.client_names(spec), _SERVER, spec), previous=spec.previous
         )
-
-    def forge(self, spec: RoundSpec, packet: Packet, **changes: Any) -> Packet:
-        message = msgspec.structs.replace(_parse(packet), **changes)
-        identity = _identity(packet.sender, impostor=packet.sender in spec.impostors)
-        return replace(packet, data=encode_frame(message, identity))
 
     def _from_server(self, server: _Server, out: list[Outgoing]) -> list[Packet]:
         packets = _packets(_SERVER, out)
