@@ -111,6 +111,7 @@ def hkdf_sha256(secret: bytes, *, salt: bytes, info: bytes, length: int = KEY_BY
     return output[:length]
 
 
+@lru_cache(maxsize=1 << 15)
 def check_public_key(public: bytes) -> None:
     """Refuse a public key that an honest peer cannot have sent.
 
