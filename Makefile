@@ -30,9 +30,14 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(BIN)/privfedrl train examples/plans/cartpole_fleet.toml --out runs/demo --seed 1
 
-# 95 % of lines and branches in each package that a privacy claim rests on
+# 95 % of lines and branches in each package that a privacy claim rests on. Coverage makes the kit's
+# tests and the slow ones several times slower and adds nothing to it, so they run beside it.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(COVERED:%=--cov=privfedrl.%) --cov-branch --cov-report=
+	@$(BIN)/python -m pytest -q tests/testing > .kit-tests.log 2>&1 & kit=$$!; \
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/testing \
+	  $(COVERED:%=--cov=privfedrl.%) --cov-branch --cov-report= || { kill $$kit; exit 1; }; \
+	wait $$kit || { cat .kit-tests.log; exit 1; }; tail -n 1 .kit-tests.log
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/testing
 	for package in $(COVERED); do \
 	  $(BIN)/python -m coverage report --include="*/privfedrl/$$package/*" --skip-covered \
 	    --show-missing --fail-under=95 || exit 1; \
@@ -63,4 +68,4 @@ kit-flower:
 	$(FLOWER)/bin/python audits/flower/run.py --out audits/reports
 
 clean:
-	rm -rf $(VENV) $(FLOWER) runs .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOWER) runs .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .kit-tests.log
