@@ -35,7 +35,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q tests/testing > .kit-tests.log 2>&1 & kit=$$!; \
 	$(BIN)/python -m pytest -m "not slow" --ignore=tests/testing \
-	  $(COVERED:%=--cov=privfedrl.%) --cov-branch --cov-report= || { kill $$kit; exit 1; }; \
+	  $(COVERED:%=--cov=privfedrl.%) --cov-branch --cov-report= || { kill $$kit 2>/dev/null; exit 1; }; \
 	wait $$kit || { cat .kit-tests.log; exit 1; }; tail -n 1 .kit-tests.log
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/testing
 	for package in $(COVERED); do \

@@ -31,7 +31,7 @@ from privfedrl.plan import (
     TrainingPlan,
 )
 from privfedrl.plan_rules import MAX_PAIRWISE_AGENTS
-from privfedrl.secagg.parameters import MAX_CLIENTS
+from privfedrl.secagg.parameters import MAX_COMPLETE
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
 TOML = """
@@ -497,7 +497,7 @@ def _fields(plan: Plan) -> dict[str, Any]:
 
 
 def test_the_plan_and_the_protocol_agree_on_the_largest_cohort() -> None:
-    assert MAX_PAIRWISE_AGENTS == MAX_CLIENTS
+    assert MAX_PAIRWISE_AGENTS == MAX_COMPLETE
     assert tiny(fleet={"agents": MAX_CLIENTS}).check().threshold == 129
 
 
