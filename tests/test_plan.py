@@ -498,7 +498,7 @@ def _fields(plan: Plan) -> dict[str, Any]:
 
 def test_the_plan_and_the_protocol_agree_on_the_largest_cohort() -> None:
     assert MAX_PAIRWISE_AGENTS == MAX_COMPLETE
-    assert tiny(fleet={"agents": MAX_CLIENTS}).check().threshold == 129
+    assert tiny(fleet={"agents": MAX_COMPLETE}).check().threshold == 129
 
 
 @pytest.mark.parametrize(
