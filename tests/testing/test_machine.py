@@ -170,7 +170,11 @@ def test_what_is_not_claimed_is_not_judged() -> None:
 
 
 def test_a_shrunk_failure_prints_a_script_that_fails_alike(tmp_path: Path) -> None:
-    """The script is run by another process, against the adapter as a module of its own."""
+    """The script is run by another process, against the adapter as a module of its own.
+
+    The machine may meet the fault in a late round, its shortened schedule meets it in an early one:
+    which, depends on the search. What broke must be the same.
+    """
     module = """
         import numpy as np
         from dataclasses import replace
@@ -190,11 +194,12 @@ def test_a_shrunk_failure_prints_a_script_that_fails_alike(tmp_path: Path) -> No
         found["Losing"](), "honest-but-curious", place="losing_adapter:Losing"
     )
     (text,) = [each for _, each in run(case).failures]
-    assert "I1 in round 1: the sum is wrong in 4 of 4 places" in text
+    fault = r"I1 in round \d: the sum is wrong in 4 of 4 places\n"
+    assert re.search(fault, text), text
     script = text[text.index("# Replays one schedule") : text.index("coalition=False))") + 17]
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stderr
-    assert done.stdout == "I1 in round 1: the sum is wrong in 4 of 4 places\n"
+    assert re.fullmatch(fault, done.stdout), text
     assert script.count('"action"') <= 6
