@@ -43,16 +43,9 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from privfedrl.encoding import FixedPoint
 from privfedrl.encoding.lanes import Lanes
+from privfedrl.parties import Identity, MemoryJournal, Registry
 from privfedrl.primitives.stream import apply_keystreams
-from privfedrl.secagg import (
-    Identity,
-    MemoryJournal,
-    Registry,
-    SecAggClient,
-    SecAggParameters,
-    SecAggServer,
-    ServerPhase,
-)
+from privfedrl.secagg import SecAggClient, SecAggParameters, SecAggServer, ServerPhase
 from privfedrl.secagg.edges import Edges, OwnEdges, SharedEdges
 
 CLIENTS, COLLUDING, DROPPED = 100, 33, 10

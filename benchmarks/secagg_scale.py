@@ -28,10 +28,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
+from privfedrl.parties import Identity, MemoryJournal, Registry
 from privfedrl.secagg import (
-    Identity,
-    MemoryJournal,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,

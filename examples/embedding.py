@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 import privfedrl as pf
-from privfedrl.secagg import SqliteJournal
+from privfedrl.parties import SqliteJournal
 
 PLAN = """
 name = "embedding-example"

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     )
     from privfedrl.federation.promise import Promise
     from privfedrl.federation.simulate import Run, simulate
+    from privfedrl.parties import Identity, Outgoing, Registry
     from privfedrl.plan import Plan
     from privfedrl.privacy import Adjacency, Ledger, Statement, Unit
     from privfedrl.rollout import MlpPolicy, TrajectoryBatch
-    from privfedrl.secagg import Identity, Outgoing, Registry
     from privfedrl.training import load_policy, save_policy
 
 __version__ = "0.1.0"
@@ -88,13 +88,13 @@ _LAZY = {
     "Coordinator": "federation.coordinator",
     "EnvSpec": "envs",
     "FederationState": "federation.coordinator",
-    "Identity": "secagg",
+    "Identity": "parties",
     "Ledger": "privacy",
     "MlpPolicy": "rollout",
-    "Outgoing": "secagg",
+    "Outgoing": "parties",
     "Plan": "plan",
     "Promise": "federation.promise",
-    "Registry": "secagg",
+    "Registry": "parties",
     "Run": "federation.simulate",
     "Statement": "privacy",
     "TrajectoryBatch": "rollout",

@@ -72,7 +72,7 @@ def test_every_message_type_has_a_struct() -> None:
 
 def _calls() -> Iterator[tuple[str, str]]:
     """(function, first argument) of every label("...") and digest("...") of the package."""
-    for path in SOURCE.glob("*.py"):
+    for path in (*SOURCE.glob("*.py"), *(SOURCE.parent / "parties").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 first = node.args[0]

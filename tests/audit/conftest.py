@@ -9,13 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from privfedrl.parties import Identity, MemoryJournal, Registry
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
     IdealRecord,
-    Identity,
-    MemoryJournal,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from privfedrl.audit import TranscriptReport, verify_transcripts
 from privfedrl.errors import ConfigurationError
-from privfedrl.secagg import Registry, Transcript
+from privfedrl.parties import Registry
+from privfedrl.secagg import Transcript
 
 OTHER = b"o" * 32
 

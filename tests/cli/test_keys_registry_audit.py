@@ -12,14 +12,9 @@ import pytest
 
 from privfedrl.cli.keys import seconds_of
 from privfedrl.errors import ConfigurationError
+from privfedrl.parties import Identity, Registry, RegistryEntry
 from privfedrl.primitives.signing import verify
-from privfedrl.secagg import (
-    IdealRecord,
-    Identity,
-    Registry,
-    RegistryEntry,
-    Transcript,
-)
+from privfedrl.secagg import IdealRecord, Transcript
 
 NAMES = ("agent-1", "agent-2", "server")
 

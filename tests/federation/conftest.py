@@ -17,6 +17,7 @@ from privfedrl.federation.agent import Agent
 from privfedrl.federation.coordinator import Coordinator, initial_federation_state
 from privfedrl.federation.fleet_experience import FleetExperience
 from privfedrl.federation.setup import round_setup
+from privfedrl.parties import Identity, Outgoing, Registry, SqliteJournal
 from privfedrl.plan import (
     EncodingPlan,
     FederationPlan,
@@ -31,7 +32,6 @@ from privfedrl.plan import (
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.privacy import Ledger
 from privfedrl.rollout import TrajectoryBatch
-from privfedrl.secagg import Identity, Outgoing, Registry, SqliteJournal
 
 KINDS: dict[str, Any] = {
     "fleet": FleetPlan,

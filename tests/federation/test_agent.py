@@ -20,10 +20,10 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.federation.broadcast import pack_broadcast, unpack_broadcast
+from privfedrl.parties import MemoryJournal
 from privfedrl.plan import Plan
 from privfedrl.privacy import Charge, Ledger, Unit
 from privfedrl.rollout import TrajectoryBatch
-from privfedrl.secagg import MemoryJournal
 
 VICTIM = "agent-002"
 

@@ -25,13 +25,11 @@ from privfedrl.errors import (
     RemoteProtocolError,
     RoundAborted,
 )
+from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
+from privfedrl.parties.binding import label
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
-    Identity,
-    MemoryJournal,
-    Outgoing,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,
@@ -40,7 +38,6 @@ from privfedrl.secagg import (
     ideal_sum,
     read_config,
 )
-from privfedrl.secagg.binding import label
 from privfedrl.secagg.sizes import MessageType
 
 PLAN, MODEL, TASK = b"p" * 32, b"m" * 32, b"t" * 32

@@ -13,12 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from privfedrl.errors import ProtocolError, RoundAborted
+from privfedrl.parties import Identity, MemoryJournal, Registry
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
-    Identity,
-    MemoryJournal,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,

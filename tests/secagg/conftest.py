@@ -10,13 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
+from privfedrl.parties.members import Members
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
-    Identity,
-    MemoryJournal,
-    Outgoing,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,
@@ -25,7 +23,6 @@ from privfedrl.secagg import (
     ideal_sum,
 )
 from privfedrl.secagg.agreement import Cohort, vector_digest
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.messages import encode_frame, peek
 from privfedrl.secagg.sizes import MessageType

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privfedrl.errors import RemoteProtocolError, RoundAborted
+from privfedrl.parties.members import Members
 from privfedrl.secagg import SecAggParameters, SparseGraph
 from privfedrl.secagg.agreement import (
     CLOCK_TOLERANCE_S,
@@ -27,7 +28,6 @@ from privfedrl.secagg.agreement import (
     survivors_digest,
     vector_digest,
 )
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.parameters import Topology
 from privfedrl.secagg.phases import AbortCode, ServerPhase
 

@@ -20,17 +20,9 @@ from privfedrl.errors import (
     RemoteProtocolError,
     RoundAborted,
 )
+from privfedrl.parties import Identity, Participation, Registry, SqliteJournal
 from privfedrl.primitives.random import DeterministicEntropy
-from privfedrl.secagg import (
-    ClientPhase,
-    Identity,
-    Participation,
-    Registry,
-    SecAggParameters,
-    ServerPhase,
-    SqliteJournal,
-    read_config,
-)
+from privfedrl.secagg import ClientPhase, SecAggParameters, ServerPhase, read_config
 from privfedrl.secagg.agreement import CLOCK_TOLERANCE_S
 from privfedrl.secagg.messages import (
     Advertise,

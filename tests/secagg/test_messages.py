@@ -16,9 +16,10 @@ from privfedrl.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
+from privfedrl.parties import Identity
+from privfedrl.parties.binding import label
 from privfedrl.primitives.random import DeterministicEntropy
-from privfedrl.secagg import Identity, Transcript
-from privfedrl.secagg.binding import label
+from privfedrl.secagg import Transcript
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from privfedrl.errors import AuthenticationFailed, ConfigurationError, ProtocolError
-from privfedrl.secagg import IdealRecord, Registry, SecAggParameters, Transcript
+from privfedrl.parties import Registry
+from privfedrl.secagg import IdealRecord, SecAggParameters, Transcript
 from privfedrl.secagg.messages import encode_frame
 from privfedrl.secagg.sizes import MessageType
 

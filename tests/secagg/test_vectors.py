@@ -12,14 +12,11 @@ import pytest
 
 import privfedrl.errors
 from privfedrl.errors import ProtocolError, RemoteProtocolError, RoundAborted
+from privfedrl.parties import Identity, MemoryJournal, Participation, Registry
 from privfedrl.primitives.signing import Ed25519Signer
 from privfedrl.secagg import (
     AbortCode,
     ClientPhase,
-    Identity,
-    MemoryJournal,
-    Participation,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,

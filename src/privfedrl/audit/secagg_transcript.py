@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from privfedrl.errors import ConfigurationError, PrivfedrlError
-from privfedrl.secagg import Registry, RoundConfig, Transcript
+from privfedrl.parties import Registry
+from privfedrl.secagg import RoundConfig, Transcript
 from privfedrl.secagg.transcript import IDEAL
 
 __all__ = ["CheckedRound", "TranscriptReport", "verify_transcripts"]

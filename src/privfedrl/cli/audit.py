@@ -18,7 +18,7 @@ from privfedrl.audit import CLAIMS, TranscriptReport, verify_transcripts
 from privfedrl.cli.output import FINDING, console, emit, reported_errors
 from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.federation.run_directory import RunDirectory
-from privfedrl.secagg import Registry
+from privfedrl.parties import Registry
 
 __all__ = ["app"]
 

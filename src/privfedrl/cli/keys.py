@@ -18,7 +18,7 @@ import typer
 from privfedrl.cli.output import console, emit, reported_errors
 from privfedrl.durable_files import write_atomically
 from privfedrl.errors import ConfigurationError, StorageError
-from privfedrl.secagg.identity import LAST_SECOND, Identity, RegistryEntry
+from privfedrl.parties.identity import LAST_SECOND, Identity, RegistryEntry
 
 __all__ = ["PUBLIC_SUFFIX", "RoleName", "app", "claim_new_file", "seconds_of"]
 

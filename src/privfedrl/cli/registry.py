@@ -12,7 +12,7 @@ from rich.table import Table
 from privfedrl.cli.keys import claim_new_file, seconds_of
 from privfedrl.cli.output import console, emit, reported_errors
 from privfedrl.errors import ConfigurationError, StorageError
-from privfedrl.secagg.identity import LAST_SECOND, Registry, RegistryEntry
+from privfedrl.parties.identity import LAST_SECOND, Registry, RegistryEntry
 
 __all__ = ["app"]
 

@@ -24,21 +24,12 @@ from privfedrl.federation.broadcast import model_digest, unpack_broadcast
 from privfedrl.federation.contribution import Contribution, contribute, local_trainer
 from privfedrl.federation.local_experience import LocalExperience
 from privfedrl.federation.setup import RoundSetup, round_setup
+from privfedrl.parties import Identity, Journal, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
 from privfedrl.rollout import TrajectoryBatch
-from privfedrl.secagg import (
-    Edges,
-    Identity,
-    Journal,
-    Outgoing,
-    OwnEdges,
-    Registry,
-    RoundConfig,
-    SecAggClient,
-    read_config,
-)
+from privfedrl.secagg import Edges, OwnEdges, RoundConfig, SecAggClient, read_config
 
 __all__ = ["Agent", "Experience"]
 

@@ -21,10 +21,11 @@ from privfedrl.federation.strategies import (
     released_mean,
     server_step,
 )
+from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
-from privfedrl.secagg import Identity, Outgoing, Registry, SecAggServer, Transcript
+from privfedrl.secagg import SecAggServer, Transcript
 
 __all__ = [
     "Coordinator",

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from privfedrl.errors import LedgerIntegrity
 from privfedrl.federation.run_directory import RunDirectory
+from privfedrl.parties import Identity, Registry, SqliteJournal
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy
 from privfedrl.privacy import Ledger
-from privfedrl.secagg import Identity, Registry, SqliteJournal
 
 __all__ = ["Participants"]
 

@@ -16,8 +16,8 @@ from privfedrl.errors import ProtocolError
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.coordinator import Coordinator
 from privfedrl.federation.fleet_experience import generator
+from privfedrl.parties import Outgoing
 from privfedrl.primitives.random import DeterministicEntropy, Entropy
-from privfedrl.secagg import Outgoing
 
 __all__ = [
     "DROPOUT_STAGES",

@@ -12,11 +12,8 @@ from privfedrl.secagg.client import SecAggClient
 from privfedrl.secagg.edges import Edges, OwnEdges, SharedEdges
 from privfedrl.secagg.graph_parameters import GraphParameters, graph_parameters
 from privfedrl.secagg.ideal import ideal_sum
-from privfedrl.secagg.identity import Identity, Registry, RegistryEntry
-from privfedrl.secagg.journal import Journal, MemoryJournal, SqliteJournal
-from privfedrl.secagg.messages import Outgoing, RoundConfig
+from privfedrl.secagg.messages import RoundConfig
 from privfedrl.secagg.parameters import SecAggParameters, SparseGraph
-from privfedrl.secagg.participation import Participation, check_participation
 from privfedrl.secagg.phases import AbortCode, ClientPhase, ServerPhase
 from privfedrl.secagg.result import SecureSum
 from privfedrl.secagg.server import SecAggServer
@@ -28,14 +25,7 @@ __all__ = [
     "Edges",
     "GraphParameters",
     "IdealRecord",
-    "Identity",
-    "Journal",
-    "MemoryJournal",
-    "Outgoing",
     "OwnEdges",
-    "Participation",
-    "Registry",
-    "RegistryEntry",
     "RoundConfig",
     "RoundRecord",
     "SecAggClient",
@@ -45,9 +35,7 @@ __all__ = [
     "ServerPhase",
     "SharedEdges",
     "SparseGraph",
-    "SqliteJournal",
     "Transcript",
-    "check_participation",
     "graph_parameters",
     "ideal_sum",
     "read_config",

@@ -23,10 +23,10 @@ from privfedrl.errors import (
     RemoteProtocolError,
     RoundAborted,
 )
-from privfedrl.secagg.binding import DIGEST_BYTES, digest, join, label
+from privfedrl.parties.binding import DIGEST_BYTES, digest, join, label
+from privfedrl.parties.identity import Identity, Registry, Role
+from privfedrl.parties.members import Members
 from privfedrl.secagg.graph import Graph
-from privfedrl.secagg.identity import Identity, Registry, Role
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import root_from_proof
 from privfedrl.secagg.messages import Advertise, FrameReader, Roster, RoundConfig
 from privfedrl.secagg.parameters import SecAggParameters, Topology

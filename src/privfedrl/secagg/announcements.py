@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from privfedrl.parties.members import Members
 from privfedrl.secagg.agreement import Cohort, SignedSet
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.messages import Delivery, Roster, Shares, Survivors, UnmaskRequest
 

@@ -22,6 +22,11 @@ from privfedrl.errors import (
     LocalProtocolError,
     RemoteProtocolError,
 )
+from privfedrl.parties.frames import Frame, Outgoing
+from privfedrl.parties.identity import Identity, Registry
+from privfedrl.parties.journal import Journal
+from privfedrl.parties.members import Members
+from privfedrl.parties.participation import Participation
 from privfedrl.primitives import shamir
 from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
 from privfedrl.primitives.stream import RingVector
@@ -43,19 +48,14 @@ from privfedrl.secagg.agreement import (
     vector_digest,
 )
 from privfedrl.secagg.edges import Edges, OwnEdges
-from privfedrl.secagg.identity import Identity, Registry
-from privfedrl.secagg.journal import Journal
 from privfedrl.secagg.masks import apply_own_masks
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,
     Delivery,
-    Frame,
     FrameReader,
     Masked,
     Message,
-    Outgoing,
     Roster,
     RoundConfig,
     Shares,
@@ -66,7 +66,6 @@ from privfedrl.secagg.messages import (
     encode_frame,
 )
 from privfedrl.secagg.parameters import SecAggParameters
-from privfedrl.secagg.participation import Participation
 from privfedrl.secagg.phases import CLIENT_TRANSITIONS, AbortCode, ClientPhase
 from privfedrl.secagg.sharing import RoundKeys, SharePair, open_all, share_out
 from privfedrl.secagg.sizes import MessageType

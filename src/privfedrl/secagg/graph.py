@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError
-from privfedrl.secagg.binding import DIGEST_BYTES, label
+from privfedrl.parties.binding import DIGEST_BYTES, label
 
 __all__ = [
     "MAX_NODES",

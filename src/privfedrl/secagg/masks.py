@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+from privfedrl.parties.binding import join, label
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.shamir import SHARE_BYTES
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import Cohort
-from privfedrl.secagg.binding import join, label
 from privfedrl.secagg.edges import Edges, OwnEdges
 
 __all__ = [

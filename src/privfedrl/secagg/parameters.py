@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from privfedrl.errors import ConfigurationError
-from privfedrl.secagg.binding import digest
+from privfedrl.parties.binding import digest
 from privfedrl.secagg.graph import Graph, graph_of
 from privfedrl.secagg.graph_parameters import find_graph
 from privfedrl.secagg.sizes import CLIENT_TYPES, Limits, MessageType, frame_limit

@@ -20,6 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from privfedrl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
+from privfedrl.parties.binding import DIGEST_BYTES
+from privfedrl.parties.frames import Frame, Outgoing
+from privfedrl.parties.identity import Identity, Registry
+from privfedrl.parties.members import Members
 from privfedrl.primitives import shamir
 from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
 from privfedrl.primitives.stream import RingVector
@@ -44,19 +48,14 @@ from privfedrl.secagg.announcements import (
     survivor_lists,
     unmask_requests,
 )
-from privfedrl.secagg.binding import DIGEST_BYTES
 from privfedrl.secagg.edges import Edges, OwnEdges
-from privfedrl.secagg.identity import Identity, Registry
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.messages import (
     Advertise,
     Consistency,
-    Frame,
     FrameReader,
     Masked,
     Message,
-    Outgoing,
     RoundConfig,
     Shares,
     Unmask,

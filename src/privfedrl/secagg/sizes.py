@@ -11,16 +11,15 @@ the msgpack specification.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
+from privfedrl.parties.frames import HEADER_BYTES, FrameType
 from privfedrl.primitives.sealing import TAG_BYTES
 from privfedrl.primitives.shamir import SHARE_BYTES
 from privfedrl.primitives.signing import SIGNATURE_BYTES
 
 __all__ = [
     "CLIENT_TYPES",
-    "HEADER_BYTES",
     "MAX_NAME_CHARS",
     "PARAMETER_BYTES",
     "SEALED_BYTES",
@@ -29,16 +28,13 @@ __all__ = [
     "frame_limit",
 ]
 
-HEADER_BYTES: Final = 12
-"""Magic 4, version 2, type 2, payload length 4."""
-
 MAX_NAME_CHARS: Final = 64
 PARAMETER_BYTES: Final = 12 * 8
 SEALED_BYTES: Final = 2 * SHARE_BYTES + TAG_BYTES
 """One share of a self mask and one of a mask key, with the tag: 88 bytes."""
 
 
-class MessageType(IntEnum):
+class MessageType(FrameType):
     """The type field of a frame; odd numbers of the round's ten messages come from the server."""
 
     CONFIG = 1
@@ -53,11 +49,6 @@ class MessageType(IntEnum):
     UNMASK = 10
     TRANSCRIPT = 11
     IDEAL = 12
-
-    @property
-    def label(self) -> str:
-        """The name under which frames of this type are signed."""
-        return self.name.lower().replace("_", "-")
 
 
 CLIENT_TYPES: Final = frozenset(

@@ -24,6 +24,10 @@ from privfedrl.errors import (
     ConfigurationError,
     RemoteProtocolError,
 )
+from privfedrl.parties.binding import DIGEST_BYTES, digest
+from privfedrl.parties.frames import HEADER_BYTES
+from privfedrl.parties.identity import Identity, Registry
+from privfedrl.parties.members import Members
 from privfedrl.primitives.signing import SIGNATURE_BYTES
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg.agreement import (
@@ -36,9 +40,6 @@ from privfedrl.secagg.agreement import (
     sum_digest,
     survivors_digest,
 )
-from privfedrl.secagg.binding import DIGEST_BYTES, digest
-from privfedrl.secagg.identity import Identity, Registry
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import merkle_root
 from privfedrl.secagg.messages import (
     Advertise,
@@ -53,7 +54,7 @@ from privfedrl.secagg.messages import (
 )
 from privfedrl.secagg.parameters import MAX_CLIENTS, SecAggParameters
 from privfedrl.secagg.phases import AbortCode
-from privfedrl.secagg.sizes import HEADER_BYTES, Limits, MessageType, frame_limit
+from privfedrl.secagg.sizes import Limits, MessageType, frame_limit
 from privfedrl.secagg.suite import suite_of
 
 __all__ = ["IDEAL", "PAIRWISE", "IdealRecord", "RoundRecord", "Transcript"]

@@ -13,12 +13,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from privfedrl.secagg import MemoryJournal
+from privfedrl.parties import MemoryJournal
+from privfedrl.parties.identity import Registry
 from privfedrl.secagg import client as client_module
 from privfedrl.secagg import messages as messages_module
 from privfedrl.secagg import server as server_module
 from privfedrl.secagg.client import SecAggClient
-from privfedrl.secagg.identity import Registry
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.adapter import Packet, RingVector, RoundSpec, Store
 from privfedrl.testing.mutant_seeded import Patch, Seeded, always, seeded, substituted

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from privfedrl.errors import RemoteProtocolError
+from privfedrl.parties.binding import join, label
 from privfedrl.primitives import key_agreement, shamir
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.random import DeterministicEntropy
@@ -25,7 +26,6 @@ from privfedrl.secagg import client as client_module
 from privfedrl.secagg import masks as masks_module
 from privfedrl.secagg import server as server_module
 from privfedrl.secagg import unmasking as unmasking_module
-from privfedrl.secagg.binding import join, label
 from privfedrl.secagg.edges import OwnEdges
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import DEFAULT_SUITE

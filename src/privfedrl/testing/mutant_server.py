@@ -11,16 +11,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from privfedrl.parties.binding import digest
+from privfedrl.parties.frames import HEADER_BYTES
 from privfedrl.secagg import client as client_module
 from privfedrl.secagg import messages as messages_module
 from privfedrl.secagg import server as server_module
 from privfedrl.secagg import transcript as transcript_module
-from privfedrl.secagg.binding import digest
 from privfedrl.secagg.messages import RoundConfig
 from privfedrl.secagg.parameters import SecAggParameters
 from privfedrl.secagg.phases import ServerPhase
 from privfedrl.secagg.server import SecAggServer
-from privfedrl.secagg.sizes import HEADER_BYTES, MessageType
+from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.transcript import Transcript
 from privfedrl.testing.mutant_seeded import Patch, always, seeded
 
@@ -90,12 +91,12 @@ def _only_threshold(_: Any) -> Any:
 
 
 def _any_round(payload: bytes) -> bytes:
-    config: RoundConfig = messages_module._DECODERS[MessageType.CONFIG].decode(payload)
+    config: RoundConfig = messages_module._WIRE.decode(MessageType.CONFIG, payload)
     return digest("config", config.plan_digest, config.model_digest)
 
 
 def _raw_decode(kind: MessageType, payload: bytes) -> Any:
-    return messages_module._DECODERS[kind].decode(payload)
+    return messages_module._WIRE.decode(kind, payload)
 
 
 def _reserve(old: Any) -> Any:

@@ -12,12 +12,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from privfedrl.parties.binding import label
 from privfedrl.primitives import shamir
 from privfedrl.secagg import client as client_module
 from privfedrl.secagg import messages as messages_module
 from privfedrl.secagg import server as server_module
 from privfedrl.secagg.agreement import Cohort, SignedSet, members_of
-from privfedrl.secagg.binding import label
 from privfedrl.secagg.client import SecAggClient
 from privfedrl.secagg.messages import Consistency, Unmask
 from privfedrl.secagg.phases import ClientPhase

@@ -12,21 +12,18 @@ from typing import Any, Final
 import numpy as np
 
 from privfedrl.errors import PrivfedrlError
+from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
+from privfedrl.parties.identity import LAST_SECOND
+from privfedrl.parties.members import Members
 from privfedrl.primitives.random import Clock, DeterministicEntropy
 from privfedrl.secagg import (
     ClientPhase,
-    Identity,
-    MemoryJournal,
-    Outgoing,
-    Registry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,
     SparseGraph,
     Transcript,
 )
-from privfedrl.secagg.identity import LAST_SECOND
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.messages import peek
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.adapter import (

@@ -14,9 +14,10 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from privfedrl.parties import Outgoing
+from privfedrl.parties.members import Members
 from privfedrl.primitives.shamir import SHARE_BYTES
-from privfedrl.secagg import Outgoing, SecAggClient, SecAggParameters, SecAggServer
-from privfedrl.secagg.members import Members
+from privfedrl.secagg import SecAggClient, SecAggParameters, SecAggServer
 from privfedrl.secagg.messages import Unmask, encode_frame, peek
 from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.adapter import Claim, Packet, RingVector, RoundSpec, Store

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from privfedrl.parties.binding import label
+from privfedrl.parties.frames import HEADER_BYTES
+from privfedrl.parties.members import Members
 from privfedrl.primitives.key_agreement import KeyPair
 from privfedrl.primitives.signing import SIGNATURE_BYTES
-from privfedrl.secagg.binding import label
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.phases import AbortCode
-from privfedrl.secagg.sizes import HEADER_BYTES, MessageType
+from privfedrl.secagg.sizes import MessageType
 from privfedrl.testing.vector_federation import Federation, Round, parse, world_of
 
 __all__ = ["CLOSE", "Case", "Scene", "aborts", "refuses", "unauthentic"]

@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from privfedrl.parties.binding import digest, join, label
+from privfedrl.parties.members import Members
 from privfedrl.primitives import shamir
 from privfedrl.primitives.key_agreement import KeyPair, hkdf_sha256
 from privfedrl.primitives.sealing import seal
 from privfedrl.primitives.stream import add_keystream
-from privfedrl.secagg.binding import digest, join, label
 from privfedrl.secagg.graph import ServerModel, circulant, graph_of
 from privfedrl.secagg.graph_parameters import graph_parameters
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import MerkleTree
 from privfedrl.secagg.parameters import SecAggParameters, SparseGraph
 from privfedrl.secagg.sizes import MessageType

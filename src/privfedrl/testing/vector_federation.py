@@ -13,16 +13,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry, RegistryEntry
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.primitives.signing import Ed25519Signer
 from privfedrl.primitives.stream import RingVector
 from privfedrl.secagg import (
     ClientPhase,
-    Identity,
-    MemoryJournal,
-    Outgoing,
-    Registry,
-    RegistryEntry,
     SecAggClient,
     SecAggParameters,
     SecAggServer,

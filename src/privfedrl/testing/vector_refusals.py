@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from privfedrl.parties.members import Members
 from privfedrl.primitives.key_agreement import LOW_ORDER_POINTS
 from privfedrl.secagg import AbortCode, SecAggParameters
 from privfedrl.secagg.agreement import Cohort
 from privfedrl.secagg.masks import seal_shares
-from privfedrl.secagg.members import Members
 from privfedrl.secagg.merkle import merkle_root
 from privfedrl.secagg.suite import DEFAULT_SUITE
 from privfedrl.testing.vector_cases import Case, Scene, aborts, refuses

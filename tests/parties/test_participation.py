@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privfedrl.errors import ConfigurationError, RoundAborted
-from privfedrl.secagg import participation as module
-from privfedrl.secagg.participation import (
+from privfedrl.parties import participation as module
+from privfedrl.parties.participation import (
     Participation,
     Scope,
     check_participation,

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError, StorageError
-from privfedrl.secagg.participation import Participation, Scope, check_participation
+from privfedrl.parties.participation import Participation, Scope, check_participation
 
 __all__ = ["STAGES", "Journal", "MemoryJournal", "SqliteJournal"]
 
@@ -49,7 +49,7 @@ class Journal(Protocol):
         """Record that the signature on this survivor set leaves now; durable on return.
 
         Compared are the sets of this model from every task and, with scope "task", all of this
-        task. Reading them, :func:`~privfedrl.secagg.participation.check_participation` and
+        task. Reading them, :func:`~privfedrl.parties.participation.check_participation` and
         the record are one step: no other process of this agent can come between.
 
         Raises:

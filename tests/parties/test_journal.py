@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privfedrl.errors import LocalProtocolError, RoundAborted, StorageError
-from privfedrl.secagg.journal import STAGES, Journal, MemoryJournal, SqliteJournal
-from privfedrl.secagg.participation import Participation, Scope
+from privfedrl.parties.journal import STAGES, Journal, MemoryJournal, SqliteJournal
+from privfedrl.parties.participation import Participation, Scope
 
 A, B = b"a" * 32, b"b" * 32
 MODEL, OTHER = b"m" * 32, b"o" * 32
@@ -162,8 +162,8 @@ def test_two_processes_share_one_memory(tmp_path: Path) -> None:
 CONTENDER = """
 import sys
 from privfedrl.errors import ProtocolError
-from privfedrl.secagg.journal import SqliteJournal
-from privfedrl.secagg.participation import Participation
+from privfedrl.parties.journal import SqliteJournal
+from privfedrl.parties.participation import Participation
 path, absent = sys.argv[1], int(sys.argv[2])
 journal = SqliteJournal(path)
 members = (0xFFFF ^ 1 << absent).to_bytes(2, "little")

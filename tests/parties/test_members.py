@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privfedrl.errors import RemoteProtocolError
-from privfedrl.secagg.members import Members, members_bytes
+from privfedrl.parties.members import Members, members_bytes
 
 
 @st.composite

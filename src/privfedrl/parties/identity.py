@@ -23,9 +23,9 @@ import msgspec
 
 from privfedrl.durable_files import write_atomically
 from privfedrl.errors import ConfigurationError, LocalProtocolError, StorageError
+from privfedrl.parties.binding import digest
 from privfedrl.primitives.random import Entropy, system_entropy
 from privfedrl.primitives.signing import Ed25519Signer, Signer, check_verify_key
-from privfedrl.secagg.binding import digest
 
 __all__ = ["LAST_SECOND", "NAME_PATTERN", "Identity", "Registry", "RegistryEntry", "Role"]
 

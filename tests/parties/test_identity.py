@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError, StorageError
+from privfedrl.parties.identity import LAST_SECOND, Identity, Registry, RegistryEntry
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.primitives.signing import verify
-from privfedrl.secagg.identity import LAST_SECOND, Identity, Registry, RegistryEntry
 
 ENTROPY = DeterministicEntropy(b"identity")
 ALICE = Identity.generate("alice", ENTROPY)
