@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from privfedrl.parties.opening import CLOCK_TOLERANCE_S
 from privfedrl.secagg import AbortCode, SecAggParameters, messages
-from privfedrl.secagg.agreement import CLOCK_TOLERANCE_S
 from privfedrl.secagg.parameters import MAX_CLIENTS, MAX_COMPLETE, MAX_VECTOR_LENGTH
 from privfedrl.secagg.phases import (
     CLIENT_TRANSITIONS,

@@ -202,6 +202,47 @@ def test_another_file_is_no_registry(folder: Path, call: Any, content: bytes | N
     assert json.loads(result.stdout)["message"]
 
 
+def test_a_key_authority_and_an_auditor_are_made_built_in_and_shown(fleet: Path, call: Any) -> None:
+    for name, role in (("trustee", "key-authority"), ("office", "auditor")):
+        made = call("keys", "new", name, "--role", role, "--json")
+        assert json.loads(made.stdout)["role"] == role
+        assert RegistryEntry.from_json((fleet / f"{name}.pub.json").read_bytes()).role == role
+    entries = [f"{name}.pub.json" for name in (*NAMES, "trustee", "office")]
+    built = json.loads(call("registry", "build", *entries, "--out", "two.json", "--json").stdout)
+    assert (built["agents"], built["coordinator"]) == (2, "server")
+    assert (built["key_authority"], built["auditor"]) == ("trustee", "office")
+    assert Registry.load("two.json").digest.hex() == built["digest"]
+    rows = json.loads(call("registry", "show", "two.json", "--json").stdout)["entries"]
+    assert {row["name"]: row["role"] for row in rows} == {
+        "agent-1": "agent",
+        "agent-2": "agent",
+        "server": "coordinator",
+        "trustee": "key-authority",
+        "office": "auditor",
+    }
+    text = call("registry", "build", *entries, "--out", "three.json").stderr
+    expected = "three.json: 2 agents, coordinator server, key authority trustee, auditor office"
+    assert expected in text
+    assert "key-authority" in call("registry", "show", "two.json").stderr
+
+
+def test_a_role_that_nobody_holds_is_not_printed(fleet: Path, call: Any) -> None:
+    entries = [f"{name}.pub.json" for name in NAMES]
+    built = json.loads(call("registry", "build", *entries, "--out", "two.json", "--json").stdout)
+    assert sorted(built) == ["agents", "coordinator", "digest", "file"]
+
+
+def test_two_key_authorities_are_refused_by_name(fleet: Path, call: Any) -> None:
+    for name in ("trustee", "other"):
+        call("keys", "new", name, "--role", "key-authority")
+    entries = [f"{name}.pub.json" for name in (*NAMES, "trustee", "other")]
+    result = call("registry", "build", *entries, "--out", "two.json", "--json")
+    assert result.exit_code == 2
+    message = json.loads(result.stdout)["message"]
+    assert message == "registry must name at most one key-authority, got 2: other, trustee"
+    assert not (fleet / "two.json").exists()
+
+
 # --- audit --------------------------------------------------------------------------------------
 
 

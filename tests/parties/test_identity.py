@@ -20,6 +20,8 @@ ENTROPY = DeterministicEntropy(b"identity")
 ALICE = Identity.generate("alice", ENTROPY)
 BOB = Identity.generate("bob", ENTROPY)
 COORDINATOR = Identity.generate("coordinator", ENTROPY)
+TRUSTEE = Identity.generate("trustee", ENTROPY)
+AUDITOR = Identity.generate("auditor", ENTROPY)
 ENTRIES = (BOB.entry("agent"), COORDINATOR.entry("coordinator"), ALICE.entry("agent"))
 
 
@@ -255,3 +257,61 @@ def test_an_agents_index_is_its_place_among_the_agents() -> None:
     for name in ("ann", "eve"):
         with pytest.raises(ConfigurationError, match="not an agent"):
             middle.index_of(name)
+
+
+def test_a_registry_without_the_later_roles_has_the_digest_it_always_had() -> None:
+    """Frozen from the version that knew agents and a coordinator only."""
+    registry = Registry(ENTRIES)
+    expected = "9b924dacc81dea0ab583af07ff13b6f080adc642d7ff50ef5c942bc6f63c8616"
+    assert registry.digest.hex() == expected
+    assert (registry.key_authority, registry.auditor) == (None, None)
+
+
+def test_a_key_authority_and_an_auditor_are_named_and_are_no_agents(tmp_path: Path) -> None:
+    registry = Registry([TRUSTEE.entry("key-authority"), AUDITOR.entry("auditor"), *ENTRIES])
+    assert (registry.key_authority, registry.auditor) == ("trustee", "auditor")
+    assert (registry.coordinator, registry.agents) == ("coordinator", ("alice", "bob"))
+    assert registry.role_of("trustee") == "key-authority"
+    assert registry.role_of("auditor") == "auditor"
+    assert [registry.index_of(name) for name in registry.agents] == [0, 1]
+    for name in ("trustee", "auditor"):
+        with pytest.raises(ConfigurationError, match="not an agent"):
+            registry.index_of(name)
+    registry.save(tmp_path / "registry.json")
+    assert Registry.load(tmp_path / "registry.json") == registry
+    assert RegistryEntry.from_json(registry.entries[-1].to_json()).role == "key-authority"
+    assert "2 agents" in repr(registry)
+
+
+def test_each_of_the_later_roles_is_optional_on_its_own() -> None:
+    authority_only = Registry([TRUSTEE.entry("key-authority"), *ENTRIES])
+    auditor_only = Registry([TRUSTEE.entry("auditor"), *ENTRIES])
+    assert (authority_only.key_authority, authority_only.auditor) == ("trustee", None)
+    assert (auditor_only.key_authority, auditor_only.auditor) == (None, "trustee")
+
+
+def test_a_role_is_part_of_the_digest() -> None:
+    roles: tuple[Any, ...] = ("agent", "key-authority", "auditor")
+    assert len({Registry([TRUSTEE.entry(role), *ENTRIES]).digest for role in roles}) == 3
+
+
+def test_more_than_one_holder_of_a_single_role_is_refused_and_all_are_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Registry([TRUSTEE.entry("key-authority"), AUDITOR.entry("key-authority"), *ENTRIES])
+    assert caught.value.problems == (
+        "registry must name at most one key-authority, got 2: auditor, trustee",
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        Registry([TRUSTEE.entry("auditor"), AUDITOR.entry("auditor"), ALICE.entry("agent")])
+    assert caught.value.problems == (
+        "registry must name one coordinator, got 0",
+        "registry must name at most one auditor, got 2: auditor, trustee",
+    )
+    with pytest.raises(ConfigurationError, match="one coordinator, got 2: alice, coordinator"):
+        Registry([COORDINATOR.entry("coordinator"), ALICE.entry("coordinator")])
+
+
+@pytest.mark.parametrize("role", ["key_authority", "Auditor", "", None, 1, [], "agent "])
+def test_the_refusal_of_a_role_lists_those_there_are(role: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"'agent', 'coordinator', 'key-authority'"):
+        ALICE.entry(role)

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from privfedrl.errors import RemoteProtocolError, RoundAborted
 from privfedrl.parties.members import Members
+from privfedrl.parties.opening import CLOCK_TOLERANCE_S, check_time
 from privfedrl.secagg import SecAggParameters, SparseGraph
 from privfedrl.secagg.agreement import (
-    CLOCK_TOLERANCE_S,
     SignedSet,
     check_subset,
-    check_time,
     commitment,
     feasible,
     members_of,

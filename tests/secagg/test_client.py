@@ -21,9 +21,9 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.parties import Identity, Participation, Registry, SqliteJournal
+from privfedrl.parties.opening import CLOCK_TOLERANCE_S
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import ClientPhase, SecAggParameters, ServerPhase, read_config
-from privfedrl.secagg.agreement import CLOCK_TOLERANCE_S
 from privfedrl.secagg.messages import (
     Advertise,
     UnmaskRequest,

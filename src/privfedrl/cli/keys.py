@@ -28,10 +28,12 @@ PUBLIC_SUFFIX = ".pub.json"
 
 
 class RoleName(StrEnum):
-    """The two roles, as the command line takes them."""
+    """The roles of a registry, as the command line takes them."""
 
     AGENT = "agent"
     COORDINATOR = "coordinator"
+    KEY_AUTHORITY = "key-authority"
+    AUDITOR = "auditor"
 
 
 Role = Annotated[RoleName, typer.Option("--role", help="role in the registry")]

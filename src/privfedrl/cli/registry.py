@@ -29,15 +29,18 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="registry file to write")],
     as_json: AsJson = False,
 ) -> None:
-    """Join the public entries of one coordinator and all agents into a registry."""
+    """Join the public entries of all agents, one coordinator and any other role into a registry."""
     with reported_errors(as_json=as_json):
         registry = Registry([_read_entry(path) for path in entries])
         with claim_new_file(out):
             registry.save(out)
     if as_json:
-        emit({"digest": registry.digest.hex(), "agents": len(registry.agents), "file": str(out)})
+        found = {"digest": registry.digest.hex(), "agents": len(registry.agents)}
+        emit({**found, **_others(registry), "file": str(out)})
         return
-    console.print(f"{out}: {len(registry.agents)} agents", markup=False, soft_wrap=True)
+    named = [f", {role.replace('_', ' ')} {name}" for role, name in _others(registry).items()]
+    text = f"{out}: {len(registry.agents)} agents{''.join(named)}"
+    console.print(text, markup=False, soft_wrap=True)
     console.print(f"digest {registry.digest.hex()}", soft_wrap=True)
 
 
@@ -77,6 +80,16 @@ def _read_entry(path: Path) -> RegistryEntry:
         return RegistryEntry.from_json(data)
     except ConfigurationError as error:
         raise ConfigurationError(f"{str(path)!r}: {error}") from error
+
+
+def _others(registry: Registry) -> dict[str, str]:
+    """Who holds the roles of which there is at most one; a role that nobody holds is left out."""
+    holders = {
+        "coordinator": registry.coordinator,
+        "key_authority": registry.key_authority,
+        "auditor": registry.auditor,
+    }
+    return {role: name for role, name in holders.items() if name is not None}
 
 
 def _row(registry: Registry, entry: RegistryEntry, when: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from privfedrl.errors import ConfigurationError, LocalProtocolError, MissingExtr
 from privfedrl.he.parameter_sets import CKKS_GRID_BITS, ParameterSet
 from privfedrl.he.residues import Residues, pack, packed_bytes, unpack
 
-__all__ = ["SEAL_VERSION", "Decryptor", "Encryptor", "public_key_bytes"]
+__all__ = ["SEAL_VERSION", "Decryptor", "Encryptor", "load_libraries", "public_key_bytes"]
 
 SEAL_VERSION: Final = "4.3"
 """Wire version of the SEAL that this module writes for; named in every transcript.
@@ -262,6 +262,12 @@ def _scratch() -> tuple[int, str]:
         file = os.memfd_create("privfedrl-he", os.MFD_CLOEXEC)
         return file, f"{_OWN_FILES}{file}"
     return tempfile.mkstemp(prefix="privfedrl-he-")
+
+
+def load_libraries() -> None:
+    """Import what this module needs now rather than at first use; MissingExtraError if absent."""
+    _sealapi()
+    _zstandard()
 
 
 def _sealapi() -> Any:

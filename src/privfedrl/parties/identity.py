@@ -1,8 +1,8 @@
 """Who takes part: long-term signing identities and the registry that names them.
 
 Guarantee: a registry holds each name and each key once, every key is a usable Ed25519 point with a
-span of validity, there is exactly one coordinator, and its digest enters every key and signature of
-a round.
+span of validity, there is exactly one coordinator, at most one key authority and at most one
+auditor, and its digest enters every key and signature of a round.
 
 Names are 1 to 64 characters of A-Z, a-z, 0-9, dot, underscore and hyphen. Times are whole seconds
 since 1970-01-01T00:00:00 UTC.
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal, NoReturn, get_args
 
 import msgspec
 
@@ -32,7 +32,7 @@ __all__ = ["LAST_SECOND", "NAME_PATTERN", "Identity", "Registry", "RegistryEntry
 NAME_PATTERN: Final = r"\A[A-Za-z0-9._-]{1,64}\Z"
 LAST_SECOND: Final = 2**53 - 1
 """The end of a validity without end: the last integer that every JSON reader keeps exactly."""
-Role = Literal["agent", "coordinator"]
+Role = Literal["agent", "coordinator", "key-authority", "auditor"]
 _IDENTITY_FORMAT: Final = "pfrl-identity/1"
 _ENTRY_FORMAT: Final = "pfrl-registry-entry/1"
 _REGISTRY_FORMAT: Final = "pfrl-registry/2"
@@ -166,8 +166,8 @@ class RegistryEntry:
         if not isinstance(self.verify_key, bytes):
             raise ConfigurationError(f"verify_key of {self.name} must be bytes")
         check_verify_key(self.verify_key)
-        if self.role not in ("agent", "coordinator"):
-            raise ConfigurationError(f"role must be 'agent' or 'coordinator', got {self.role!r}")
+        if self.role not in get_args(Role):
+            raise ConfigurationError(f"role must be one of {get_args(Role)}, got {self.role!r}")
         _check_seconds(f"not_before of {self.name}", self.not_before)
         _check_seconds(f"not_after of {self.name}", self.not_after)
         if self.not_before > self.not_after:
@@ -194,12 +194,27 @@ class RegistryEntry:
 class Registry:
     """The sorted, frozen list of everybody who may speak, distributed out of band.
 
+    Attributes:
+        agents: the names of all agents, sorted.
+        coordinator: the name of the one coordinator.
+        key_authority, auditor: the names of those who hold these roles; None where nobody does.
+        digest: SHA-256 over every field of every entry.
     Raises:
-        ConfigurationError: a name or key appears twice, a key is unusable, or there is not exactly
-            one coordinator; ``problems`` has one line each.
+        ConfigurationError: a name or key appears twice, a key is unusable, there is not exactly
+            one coordinator, or more than one key authority or auditor; ``problems`` has one line
+            each.
     """
 
-    __slots__ = ("_by_name", "_index", "agents", "coordinator", "digest", "entries")
+    __slots__ = (
+        "_by_name",
+        "_index",
+        "agents",
+        "auditor",
+        "coordinator",
+        "digest",
+        "entries",
+        "key_authority",
+    )
 
     def __init__(self, entries: Iterable[RegistryEntry]) -> None:
         self.entries = tuple(sorted(entries, key=lambda entry: entry.name))
@@ -207,13 +222,22 @@ class Registry:
             *_repeated("name", [entry.name for entry in self.entries]),
             *_repeated("verify_key", [entry.verify_key.hex() for entry in self.entries]),
         ]
-        coordinators = [entry.name for entry in self.entries if entry.role == "coordinator"]
-        if len(coordinators) != 1:
-            problems.append(f"registry must name one coordinator, got {len(coordinators)}")
+        holders = {role: self._names(role) for role in get_args(Role)}
+        if len(holders["coordinator"]) != 1:
+            problems.append(
+                f"registry must name one coordinator, got {_list(holders['coordinator'])}"
+            )
+        for role in ("key-authority", "auditor"):
+            if len(holders[role]) > 1:
+                problems.append(
+                    f"registry must name at most one {role}, got {_list(holders[role])}"
+                )
         if problems:
             raise ConfigurationError("; ".join(problems), problems=tuple(problems))
-        self.coordinator: str = coordinators[0]
-        self.agents = tuple(entry.name for entry in self.entries if entry.role == "agent")
+        self.coordinator: str = holders["coordinator"][0]
+        self.key_authority: str | None = next(iter(holders["key-authority"]), None)
+        self.auditor: str | None = next(iter(holders["auditor"]), None)
+        self.agents = holders["agent"]
         self._index = {name: index for index, name in enumerate(self.agents)}
         self._by_name = {entry.name: entry for entry in self.entries}
         self.digest = digest(
@@ -291,6 +315,9 @@ class Registry:
         """Read a registry written by :meth:`save`."""
         return cls.from_json(_read(Path(path), private=False))
 
+    def _names(self, role: Role) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.entries if entry.role == role)
+
     def _entry(self, name: str) -> RegistryEntry:
         if name not in self._by_name:
             raise ConfigurationError(f"{name!r} is not in the registry")
@@ -313,6 +340,10 @@ def _check_seconds(what: str, value: int) -> None:
 def _repeated(field: str, values: list[str]) -> list[str]:
     doubled = sorted(value for value, times in Counter(values).items() if times > 1)
     return [f"{field} must be unique in a registry, {value} is repeated" for value in doubled]
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return f"{len(names)}: {', '.join(names)}" if names else "0"
 
 
 def _parts(entry: RegistryEntry) -> tuple[bytes, ...]:

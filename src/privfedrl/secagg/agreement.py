@@ -14,18 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final
 
 from privfedrl.errors import (
     ConfigurationError,
-    LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
     RoundAborted,
 )
-from privfedrl.parties.binding import DIGEST_BYTES, digest, join, label
-from privfedrl.parties.identity import Identity, Registry, Role
+from privfedrl.parties.binding import digest, join, label
+from privfedrl.parties.identity import Registry
 from privfedrl.parties.members import Members
+from privfedrl.parties.opening import check_time
 from privfedrl.secagg.graph import Graph
 from privfedrl.secagg.merkle import root_from_proof
 from privfedrl.secagg.messages import Advertise, FrameReader, Roster, RoundConfig
@@ -35,16 +34,12 @@ from privfedrl.secagg.sizes import MessageType
 from privfedrl.secagg.suite import Suite, suite_of
 
 __all__ = [
-    "CLOCK_TOLERANCE_S",
     "Cohort",
     "SignedSet",
     "abort",
     "check_advert",
-    "check_arguments",
     "check_config",
-    "check_pinned",
     "check_subset",
-    "check_time",
     "commitment",
     "feasible",
     "members_of",
@@ -59,12 +54,6 @@ __all__ = [
     "too_small",
     "vector_digest",
 ]
-
-CLOCK_TOLERANCE_S: Final = 3600
-"""How far a config's ``opened_at`` may be from a client's own clock, either way.
-
-An hour forgives badly kept clocks; expired identities are usually expired for longer.
-"""
 
 
 def abort(code: AbortCode, message: str, *, evidence: tuple[bytes, ...] = ()) -> RoundAborted:
@@ -153,31 +142,6 @@ class Cohort:
         )
 
 
-def check_pinned(
-    identity: Identity,
-    registry: Registry,
-    parameters: SecAggParameters,
-    plan_digest: bytes,
-    *,
-    role: Role,
-) -> None:
-    """Refuse to build a participant from pieces that do not fit together (ConfigurationError)."""
-    problems = []
-    if identity.name not in registry or registry.role_of(identity.name) != role:
-        problems.append(f"identity {identity.name} must be registered as {role}")
-    elif registry.verify_key_of(identity.name) != identity.verify_key:
-        problems.append(f"identity {identity.name} has another verify key in the registry")
-    if len(registry.agents) != parameters.num_clients:
-        problems.append(
-            f"num_clients must be the number of registered agents, {len(registry.agents)}, "
-            f"got {parameters.num_clients}"
-        )
-    if not isinstance(plan_digest, bytes) or len(plan_digest) != DIGEST_BYTES:
-        problems.append(f"plan_digest must be {DIGEST_BYTES} bytes")
-    if problems:
-        raise ConfigurationError("; ".join(problems), problems=tuple(problems))
-
-
 def read_config(
     data: bytes, *, registry: Registry, parameters: SecAggParameters, plan_digest: bytes, now: int
 ) -> RoundConfig:
@@ -196,18 +160,6 @@ def read_config(
     return config
 
 
-def check_arguments(config: RoundConfig) -> None:
-    """Refuse to sign a config with a field out of its range (LocalProtocolError)."""
-    for name in ("task_id", "model_digest", "previous_transcript", "round_seed"):
-        value = getattr(config, name)
-        if not isinstance(value, bytes) or len(value) != DIGEST_BYTES:
-            raise LocalProtocolError(f"{name} must be {DIGEST_BYTES} bytes")
-    for name, bits in (("round", 63), ("attempt", 32), ("opened_at", 53)):
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**bits:
-            raise LocalProtocolError(f"{name} must be an integer from 0 to 2^{bits} - 1")
-
-
 def check_config(
     config: RoundConfig, *, registry: Registry, parameters: SecAggParameters, plan_digest: bytes
 ) -> None:
@@ -222,18 +174,6 @@ def check_config(
         suite_of(config.suite)
     except RemoteProtocolError as error:
         raise abort(AbortCode.INFEASIBLE_PARAMETERS, str(error)) from error
-
-
-def check_time(config: RoundConfig, *, registry: Registry, now: int) -> None:
-    """Refuse a round that claims another time than ``now``, or whose coordinator has expired."""
-    if abs(config.opened_at - now) > CLOCK_TOLERANCE_S:
-        raise abort(
-            AbortCode.WRONG_TIME,
-            f"opened_at must be within {CLOCK_TOLERANCE_S} s of this client's clock, "
-            f"it is {config.opened_at - now:+d} s off",
-        )
-    if not registry.valid_at(config.sender, config.opened_at):
-        raise abort(AbortCode.UNKNOWN_IDENTITY, f"{config.sender} is not valid at opened_at")
 
 
 def members_of(

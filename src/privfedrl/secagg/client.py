@@ -26,6 +26,7 @@ from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry
 from privfedrl.parties.journal import Journal
 from privfedrl.parties.members import Members
+from privfedrl.parties.opening import check_pinned, check_time
 from privfedrl.parties.participation import Participation
 from privfedrl.primitives import shamir
 from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
@@ -35,8 +36,6 @@ from privfedrl.secagg.agreement import (
     SignedSet,
     abort,
     check_config,
-    check_pinned,
-    check_time,
     commitment,
     members_of,
     proved_root,

@@ -24,6 +24,7 @@ from privfedrl.parties.binding import DIGEST_BYTES
 from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry
 from privfedrl.parties.members import Members
+from privfedrl.parties.opening import check_arguments, check_pinned
 from privfedrl.primitives import shamir
 from privfedrl.primitives.random import Clock, Entropy, draw, system_clock, system_entropy
 from privfedrl.primitives.stream import RingVector
@@ -31,8 +32,6 @@ from privfedrl.secagg.agreement import (
     Cohort,
     abort,
     check_advert,
-    check_arguments,
-    check_pinned,
     feasible,
     receipt_text,
     shared_digest,
