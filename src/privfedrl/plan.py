@@ -175,16 +175,29 @@ class ProtectionPlan:
     """How the sum is formed so that nobody sees a single contribution.
 
     Attributes:
-        kind: "pairwise" (double-masking secure aggregation) or "none" (simulation only).
+        kind: "pairwise" (double-masking secure aggregation), "bfv" (homomorphic encryption with a
+            key authority), "ckks" (the same with approximate numbers, rounded when opened) or
+            "none" (simulation only).
         threshold: survivors needed; None = floor((agents + max_colluding) / 2) + 1.
         min_clients: smallest cohort an agent takes part in.
         min_honest: honest survivors that every opened sum must hold.
+        parameter_set: lattice of "bfv" and "ckks" by name, see docs/homomorphic.md; None =
+            "bfv-4096-std" and "ckks-4096-add".
+        readding: who adds the uploads of "bfv" and "ckks" again before one sum is decrypted:
+            "key-authority", "auditor" or "none"; each trusts somebody else.
     """
 
-    kind: Literal["pairwise", "none"] = "pairwise"
+    kind: Literal["pairwise", "bfv", "ckks", "none"] = "pairwise"
     threshold: int | None = None
     min_clients: int = 5
     min_honest: int = 3
+    parameter_set: str | None = None
+    readding: Literal["key-authority", "auditor", "none"] = "key-authority"
+
+    @property
+    def homomorphic(self) -> bool:
+        """Whether sums are formed under encryption."""
+        return self.kind in ("bfv", "ckks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

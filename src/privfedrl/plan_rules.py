@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from privfedrl.plan import Plan
 
-__all__ = ["MAX_PAIRWISE_AGENTS", "RULES"]
+__all__ = ["HE_AGENTS", "MAX_PAIRWISE_AGENTS", "RULES"]
 
 # secagg.parameters.MAX_CLIENTS: the complete graph of pairwise masks; a test keeps them equal
 MAX_PAIRWISE_AGENTS = 256
+
+# he.parameter_sets: the sets of each kind and how many agents each allows; a test keeps them equal
+HE_AGENTS = {
+    "bfv": {
+        "bfv-4096-std": 64,
+        "bfv-4096-compact": 32,
+        "bfv-4096-wide": 64,
+        "bfv-4096-192": 64,
+    },
+    "ckks": {"ckks-4096-add": 64},
+}
 
 
 def _number(
@@ -170,7 +181,7 @@ def _protection_rules(plan: Plan) -> list[str]:
                 f"{n}, got {plan.threshold} with max_colluding = {c}"
             )
         return problems
-    problems += _number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
+    problems += _set_rules(plan)
     for name in ("min_clients", "min_honest"):
         if getattr(protection, name) < 2:
             problems.append(
@@ -179,7 +190,12 @@ def _protection_rules(plan: Plan) -> list[str]:
             )
     if c >= n:
         return [*problems, f"privacy.max_colluding must be < fleet.agents = {n}, got {c}"]
-    if not (n + c) / 2 < plan.threshold <= n:
+    if protection.homomorphic and not c < plan.threshold <= n:
+        problems.append(
+            f"protection.threshold must be > privacy.max_colluding = {c} and <= {n}, "
+            f"got {plan.threshold}"
+        )
+    if not protection.homomorphic and not (n + c) / 2 < plan.threshold <= n:
         problems.append(
             f"protection.threshold must be > (fleet.agents + privacy.max_colluding) / 2 = "
             f"{(n + c) / 2:g} and <= {n}, got {plan.threshold}"
@@ -192,6 +208,34 @@ def _protection_rules(plan: Plan) -> list[str]:
     if protection.min_clients > n:
         problems.append(
             f"protection.min_clients must be <= fleet.agents = {n}, got {protection.min_clients}"
+        )
+    return problems
+
+
+def _set_rules(plan: Plan) -> list[str]:
+    """How many agents the way of summing allows, and that its options fit it."""
+    protection, n = plan.protection, plan.fleet.agents
+    if not protection.homomorphic:
+        problems = _number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
+        if protection.parameter_set is not None:
+            problems.append(
+                "protection.parameter_set is for kinds 'bfv' and 'ckks', got "
+                f"{protection.parameter_set!r} with kind {protection.kind!r}"
+            )
+        return problems
+    sets, problems = HE_AGENTS[protection.kind], []
+    name = protection.parameter_set or next(iter(sets))
+    if name not in sets:
+        problems.append(
+            f"protection.parameter_set must be one of {sorted(sets)} for kind "
+            f"{protection.kind!r}, got {name!r}"
+        )
+    else:
+        problems += _number("fleet.agents", n, low=2, high=sets[name])
+    if plan.encoding.lane_bits is not None:
+        problems.append(
+            f"encoding.lane_bits must be absent with kind {protection.kind!r}, which packs lanes "
+            f"of its own, got {plan.encoding.lane_bits}"
         )
     return problems
 

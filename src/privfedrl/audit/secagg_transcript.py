@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from privfedrl.errors import ConfigurationError, PrivfedrlError
+from privfedrl.he import HETranscript
 from privfedrl.parties import Registry
-from privfedrl.secagg import RoundConfig, Transcript
+from privfedrl.secagg import Transcript
 from privfedrl.secagg.transcript import IDEAL
 
 __all__ = ["CheckedRound", "TranscriptReport", "verify_transcripts"]
@@ -37,7 +38,8 @@ class CheckedRound:
         previous: digest of the record that this one follows, hex; zeros for the first of a task.
         opened_at: second at which the coordinator says it opened the round; None in ideal records.
         survivors: names whose vectors are in the sum, sorted.
-        protection: "pairwise masking" or "no cryptographic protection".
+        protection: "pairwise masking", "homomorphic encryption with a key authority" or "no
+            cryptographic protection".
         ledger_head: hex; None if the coordinator supplied none (zeros).
         sum_checked: whether a sum was given and is the recorded one.
     """
@@ -137,18 +139,24 @@ def verify_transcripts(
     )
 
 
-def _read(name: str, data: bytes, registry: Registry) -> tuple[Transcript | None, CheckedRound]:
+def _parse(data: bytes) -> Transcript | HETranscript:
+    return HETranscript.from_bytes(data) if data[:4] == b"PFHE" else Transcript.from_bytes(data)
+
+
+def _read(
+    name: str, data: bytes, registry: Registry
+) -> tuple[Transcript | HETranscript | None, CheckedRound]:
     """Whatever can be read of a record before anything is verified."""
     found = CheckedRound(name=name, digest=hashlib.sha256(data).hexdigest())
     try:
-        transcript = Transcript.from_bytes(data)
+        transcript = _parse(data)
         config, head = transcript.config, transcript.ledger_head
         found = replace(
             found,
             task_id=config.task_id.hex(),
             plan_digest=config.plan_digest.hex(),
             previous=config.previous_transcript.hex(),
-            opened_at=config.opened_at if isinstance(config, RoundConfig) else None,
+            opened_at=getattr(config, "opened_at", None),
             round=config.round,
             attempt=config.attempt,
             protection=transcript.protection,
@@ -166,7 +174,10 @@ def _and(found: CheckedRound, problems: list[str]) -> CheckedRound:
 
 
 def _checked(
-    found: CheckedRound, transcript: Transcript, registry: Registry, sums: Mapping[int, Any]
+    found: CheckedRound,
+    transcript: Transcript | HETranscript,
+    registry: Registry,
+    sums: Mapping[int, Any],
 ) -> CheckedRound:
     """Everything that a record shows by itself: signatures, sets, quorums, and the sum if given."""
     try:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from privfedrl.cli.output import BAD_INPUT, console, emit, reported_errors
+from privfedrl.cli.protection import Protection, protected_by
 from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.plan import Plan
 
@@ -20,12 +21,13 @@ app = typer.Typer(help="Check a plan, or start one from a template.", no_args_is
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="plan file (TOML)")],
+    protection: Protection = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
 ) -> None:
     """Print what PLAN promises and costs, or everything that is wrong with it."""
     try:
         with reported_errors(as_json=False):
-            promised = Plan.from_toml(path).check()
+            promised = protected_by(Plan.from_toml(path), protection).check()
     except typer.Exit as stop:
         if as_json:
             cause = stop.__cause__

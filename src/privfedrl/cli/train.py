@@ -20,6 +20,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from privfedrl.cli.output import console, emit, reported_errors
+from privfedrl.cli.protection import Protection, protected_by
 from privfedrl.errors import MissingExtraError
 from privfedrl.plan import Plan
 
@@ -40,11 +41,12 @@ def train(
     workers: Annotated[
         int | None, typer.Option("--workers", help="processes for slow environments")
     ] = None,
+    protection: Protection = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
 ) -> None:
     """Train the fleet of PLAN and leave policy, ledger, statement and report in --out."""
     with reported_errors(as_json=as_json):
-        wanted = Plan.from_toml(plan)
+        wanted = protected_by(Plan.from_toml(plan), protection)
         run, report = _run(wanted, out, seed=seed, resume=resume, workers=workers)
     if as_json:
         emit(msgspec.to_builtins(run.summary))

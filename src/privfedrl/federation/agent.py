@@ -20,6 +20,7 @@ from privfedrl.errors import (
     LocalProtocolError,
     RemoteProtocolError,
 )
+from privfedrl.federation.backends import AnyConfig, Backend, RoundClient
 from privfedrl.federation.broadcast import model_digest, unpack_broadcast
 from privfedrl.federation.contribution import Contribution, contribute, local_trainer
 from privfedrl.federation.local_experience import LocalExperience
@@ -29,7 +30,7 @@ from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
 from privfedrl.rollout import TrajectoryBatch
-from privfedrl.secagg import Edges, OwnEdges, RoundConfig, SecAggClient, read_config
+from privfedrl.secagg import Edges, OwnEdges
 
 __all__ = ["Agent", "Experience"]
 
@@ -74,8 +75,8 @@ class Agent:
     ) -> None:
         if plan.protection.kind == "none":
             raise ConfigurationError(
-                "protection.kind must be 'pairwise' for an agent, got 'none': only the simulator "
-                "runs unprotected plans, and no bytes of it leave a process"
+                "protection.kind must be 'pairwise', 'bfv' or 'ckks' for an agent, got 'none': "
+                "only the simulator runs unprotected plans, and no bytes of it leave a process"
             )
         self._plan = plan
         self._setup = round_setup(plan)
@@ -88,9 +89,8 @@ class Agent:
         self._entropy = entropy
         self._clock = clock
         self._edges = OwnEdges() if edges is None else edges
-        self._client: SecAggClient | None = None
+        self._client: RoundClient | None = None
         self._reservation: int | None = None
-        self._config: RoundConfig | None = None
         self.fault: EnvironmentFault | None = None
         """Why the last contribution held no experience, if so. Never leaves the agent."""
         self.lost = 0
@@ -125,16 +125,22 @@ class Agent:
         now = self._clock()
         config = self._verified(signed, parameters, now)
         contribution = self._contribution(config, parameters)
-        # training may take longer than the clocks may differ: the round is judged by its opening
-        self._client = self._new_client(clock=lambda: now)
-        self._config = config
         self._reservation = None
-        return self._client.start(
+        self._client, first = self._backend.join(
             signed,
             contribution.vector,
+            identity=self._identity,
+            registry=self._registry,
+            plan_digest=self._plan.digest,
+            journal=self._journal,
+            entropy=self._entropy,
+            clock=self._clock,
+            edges=self._edges,
+            received_at=now,
             model_digest=config.model_digest,
             before_release=lambda: self._charge(config, contribution),
         )
+        return first
 
     def receive(self, data: bytes) -> list[Outgoing]:
         """Take one message of the coordinator; returns what to send back."""
@@ -149,29 +155,15 @@ class Agent:
         """Forget the round in progress; a charge that was made stands."""
         self._client = None
 
-    def _new_client(self, clock: Clock) -> SecAggClient:
-        if self._setup.parameters is None:
+    @property
+    def _backend(self) -> Backend:
+        if self._setup.backend is None:
             raise AssertionError("unreachable: refused in the constructor")
-        return SecAggClient(
-            identity=self._identity,
-            registry=self._registry,
-            parameters=self._setup.parameters,
-            plan_digest=self._plan.digest,
-            journal=self._journal,
-            entropy=self._entropy,
-            clock=clock,
-            edges=self._edges,
-        )
+        return self._setup.backend
 
-    def _verified(self, signed: bytes, parameters: NDArray[np.float64], now: int) -> RoundConfig:
-        if self._setup.parameters is None:
-            raise AssertionError("unreachable: refused in the constructor")
-        config = read_config(
-            signed,
-            registry=self._registry,
-            parameters=self._setup.parameters,
-            plan_digest=self._plan.digest,
-            now=now,
+    def _verified(self, signed: bytes, parameters: NDArray[np.float64], now: int) -> AnyConfig:
+        config = self._backend.read_config(
+            signed, registry=self._registry, plan_digest=self._plan.digest, now=now
         )
         if config.model_digest != model_digest(parameters):
             raise RemoteProtocolError("the parameters are not the ones in the signed configuration")
@@ -181,7 +173,7 @@ class Agent:
             raise RemoteProtocolError(f"the parameters are no policy: {error}") from error
         return config
 
-    def _contribution(self, config: RoundConfig, parameters: NDArray[np.float64]) -> Contribution:
+    def _contribution(self, config: AnyConfig, parameters: NDArray[np.float64]) -> Contribution:
         contribution = contribute(
             self._setup,
             self._trainer,
@@ -195,7 +187,7 @@ class Agent:
         self.fault, self.lost = contribution.fault, contribution.lost
         return contribution
 
-    def _charge(self, config: RoundConfig, contribution: Contribution) -> None:
+    def _charge(self, config: AnyConfig, contribution: Contribution) -> None:
         self._reservation = self._ledger.reserve(
             Charge(
                 plan_digest=self._plan.digest,
@@ -209,7 +201,7 @@ class Agent:
             )
         )
 
-    def _settle(self, client: SecAggClient) -> None:
+    def _settle(self, client: RoundClient) -> None:
         """Replace the worst case by what the signed survivor list proves, once, if it is known."""
         if self._reservation is None or not client.survivors:
             return

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError
+from privfedrl.federation.backends import Backend, Opening, RoundServer
 from privfedrl.federation.broadcast import model_digest, pack_broadcast
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.strategies import (
@@ -25,7 +26,6 @@ from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
-from privfedrl.secagg import SecAggServer, Transcript
 
 __all__ = [
     "Coordinator",
@@ -132,7 +132,7 @@ class Coordinator:
         self._entropy = entropy
         self._clock = clock
         self._state = state
-        self._server: SecAggServer | None = None
+        self._server: RoundServer | None = None
         self._opening: _Opening | None = None
         self._result: RoundResult | None = None
 
@@ -159,6 +159,9 @@ class Coordinator:
     def open_round(self, parameters: Vector | None = None) -> list[Outgoing]:
         """Reserve the round's worst case, then invite every registered agent.
 
+        Under encryption the key authority (and the auditor) is invited too, with the signed
+        configuration alone: it has no use for the policy.
+
         Args:
             parameters: float64 [d], to train another policy than the last result; None = go on.
         Raises:
@@ -170,23 +173,24 @@ class Coordinator:
         if parameters is not None:
             self._state = _with_parameters(self._state, parameters)
         opening = reserve_round(self._setup, self._ledger, self._state, self._entropy)
-        server = self._new_server(opening)
-        invitations = server.start(
-            task_id=self._state.task_id,
-            round=self._state.round,
-            attempt=opening.attempt,
-            model_digest=model_digest(self._state.parameters),
-            previous_transcript=self._state.transcript,
-            round_seed=opening.seed,
+        server, invitations = self._backend.open(
+            Opening(
+                task_id=self._state.task_id,
+                round=self._state.round,
+                attempt=opening.attempt,
+                model_digest=model_digest(self._state.parameters),
+                previous_transcript=self._state.transcript,
+                round_seed=opening.seed,
+            ),
+            identity=self._identity,
+            registry=self._registry,
+            plan_digest=self._plan.digest,
+            entropy=self._entropy,
+            clock=self._clock,
+            settle=lambda survivors: self._settle(opening, survivors),
         )
         self._server, self._opening, self._result = server, opening, None
-        return [
-            Outgoing(
-                recipient=invitation.recipient,
-                data=pack_broadcast(invitation.data, self._state.parameters),
-            )
-            for invitation in invitations
-        ]
+        return [self._with_policy(invitation) for invitation in invitations]
 
     def receive(self, data: bytes) -> list[Outgoing]:
         """Take one message of an agent. Raises ProtocolError with the state unchanged."""
@@ -208,7 +212,7 @@ class Coordinator:
             if opening is None or not server.finished:
                 raise LocalProtocolError("result: the round is still open")
             total = server.result()
-            transcript = Transcript.sign(
+            transcript = self._backend.sign(
                 total.record,
                 identity=self._identity,
                 ledger_head=bytes.fromhex(self._ledger.head),
@@ -224,28 +228,29 @@ class Coordinator:
             )
         return self._result
 
-    def _running(self) -> SecAggServer:
+    def _running(self) -> RoundServer:
         if self._server is None:
             raise LocalProtocolError("no round was opened; call open_round first")
         return self._server
 
-    def _new_server(self, opening: _Opening) -> SecAggServer:
-        if self._setup.parameters is None:
+    def _with_policy(self, invitation: Outgoing) -> Outgoing:
+        if self._registry.role_of(invitation.recipient) != "agent":
+            return invitation
+        data = pack_broadcast(invitation.data, self._state.parameters)
+        return Outgoing(recipient=invitation.recipient, data=data)
+
+    def _settle(self, opening: _Opening, survivors: int) -> bytes:
+        settle_round(self._setup, self._ledger, opening, survivors)
+        return bytes.fromhex(self._ledger.head)
+
+    @property
+    def _backend(self) -> Backend:
+        if self._setup.backend is None:
             raise ConfigurationError(
-                "protection.kind must be 'pairwise' for a coordinator, got 'none': only the "
-                "simulator runs unprotected plans"
+                "protection.kind must be 'pairwise', 'bfv' or 'ckks' for a coordinator, got "
+                "'none': only the simulator runs unprotected plans"
             )
-        return SecAggServer(
-            identity=self._identity,
-            registry=self._registry,
-            parameters=self._setup.parameters,
-            plan_digest=self._plan.digest,
-            entropy=self._entropy,
-            clock=self._clock,
-            before_unmask=lambda survivors: settle_round(
-                self._setup, self._ledger, opening, len(survivors)
-            ),
-        )
+        return self._setup.backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

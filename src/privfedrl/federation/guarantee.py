@@ -15,7 +15,10 @@ from functools import cache
 from importlib import metadata
 
 from privfedrl.errors import PrivacyError
+from privfedrl.federation.backends import Homomorphic
 from privfedrl.federation.setup import RoundSetup
+from privfedrl.he import HEParameters
+from privfedrl.plan import Plan
 from privfedrl.privacy import (
     Adjacency,
     DpEvent,
@@ -142,10 +145,21 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
         raise PrivacyError("the ledger holds no release of this plan; there is nothing to state")
     events = [(one.charge.group, one.event) for one in held]
     claims = [_claim(setup, setup.adversary, events)]
-    if plan.protection.kind == "pairwise":
-        known = plan.privacy.max_colluding
-        for name, extra in (("coordinator", known), ("public", known)):
-            claims.append(_claim(setup, name, list(_with_more_shares(setup, events, extra))))
+    if plan.protection.kind == "none":
+        return tuple(claims)
+    known, readding = plan.privacy.max_colluding, plan.protection.readding
+    wider = ["public"]
+    if not plan.protection.homomorphic:
+        wider.insert(0, "coordinator")
+    elif readding == "auditor":
+        wider.insert(0, "key authority")
+    for name in wider:
+        claims.append(_claim(setup, name, list(_with_more_shares(setup, events, known))))
+    if plan.protection.homomorphic:
+        alone = "key authority" if readding == "key-authority" else "key authority with uploads"
+        single = "coordinator that lies about the sum" if readding == "none" else alone
+        for name in dict.fromkeys((single, alone)):
+            claims.append(_claim(setup, name, list(_with_one_share(setup, events))))
     return tuple(claims)
 
 
@@ -158,6 +172,16 @@ def _with_more_shares(
             raise PrivacyError("every release of a plan with noise must be a Skellam event")
         variance = event.variance + extra * setup.mechanism.share_variance
         yield group, SkellamEvent(sensitivity=event.sensitivity, variance=variance)
+
+
+def _with_one_share(
+    setup: RoundSetup, events: Iterable[tuple[str, DpEvent]]
+) -> Iterable[tuple[str, DpEvent]]:
+    """The same releases for somebody who can read single uploads: each has its agent's share."""
+    for group, event in events:
+        if not isinstance(event, SkellamEvent) or setup.mechanism is None:
+            raise PrivacyError("every release of a plan with noise must be a Skellam event")
+        yield group, setup.event(1)
 
 
 def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim:
@@ -230,7 +254,10 @@ def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantFi
 def _trust(setup: RoundSetup) -> tuple[PartyView, ...]:
     plan = setup.plan
     c = plan.privacy.max_colluding
-    if plan.protection.kind == "none":
+    services: tuple[PartyView, ...] = ()
+    if plan.protection.homomorphic:
+        coordinator, services = _homomorphic_trust(setup)
+    elif plan.protection.kind == "none":
         coordinator = PartyView(
             party="coordinator",
             sees="every agent's noised vector in the clear" if setup.mechanism else "every vector",
@@ -245,9 +272,39 @@ def _trust(setup: RoundSetup) -> tuple[PartyView, ...]:
         )
     return (
         coordinator,
+        *services,
         PartyView(party="one agent", sees="the policy of every round", trusted_for="nothing"),
         PartyView(party="the public", sees="the final policy", trusted_for="nothing"),
     )
+
+
+def _homomorphic_trust(setup: RoundSetup) -> tuple[PartyView, tuple[PartyView, ...]]:
+    plan = setup.plan
+    readding = plan.protection.readding
+    coordinator = PartyView(
+        party=f"coordinator with up to {plan.privacy.max_colluding} agents",
+        sees="ciphertexts, one noised sum per round over at least "
+        f"{plan.threshold} contributors, their names, message sizes and times",
+        trusted_for="not colluding with the key authority; adding correctly"
+        if readding == "none"
+        else "not colluding with the key authority; availability",
+    )
+    holds_uploads = readding == "key-authority"
+    authority = PartyView(
+        party="key authority",
+        sees="one noised sum per round, and every upload, which it could decrypt one by one"
+        if holds_uploads
+        else "one noised sum per round",
+        trusted_for="decrypting sums only; availability"
+        if holds_uploads
+        else "not colluding with whoever holds the uploads; decrypting once; availability",
+    )
+    auditor = PartyView(
+        party="auditor",
+        sees="ciphertexts",
+        trusted_for="adding correctly; not colluding with the key authority; availability",
+    )
+    return coordinator, (authority, auditor) if readding == "auditor" else (authority,)
 
 
 def _releases(setup: RoundSetup) -> tuple[Release, ...]:
@@ -307,10 +364,31 @@ def _secure_aggregation(setup: RoundSetup) -> SecureAggregationField:
             floor=text,
             collusion_bound=text,
         )
+    if isinstance(setup.backend, Homomorphic):
+        return _homomorphic_aggregation(plan, setup.backend.parameters)
     return SecureAggregationField(
         protocol="pfrl-sa/1, double masking on the complete graph",
         cryptographic=True,
         threat_model="malicious coordinator and colluding agents up to the collusion bound",
+        threshold=plan.threshold,
+        floor=plan.honest_floor,
+        collusion_bound=plan.privacy.max_colluding,
+    )
+
+
+def _homomorphic_aggregation(plan: Plan, parameters: HEParameters) -> SecureAggregationField:
+    chosen = parameters.parameter_set
+    level = chosen.security()
+    quantum = level["post_quantum"] or "no"
+    return SecureAggregationField(
+        protocol=f"pfrl-he/1 with {chosen.name}: {chosen.kind.upper()}, N = {chosen.degree}, "
+        f"{level['total_bits']} modulus bits, {level['classical']} bits of classical and {quantum} "
+        f"of post-quantum security; sums modulo 2^{parameters.value_bits}; re-added by: "
+        f"{parameters.readding}",
+        cryptographic=True,
+        threat_model="confidentiality of single updates holds unless the key authority and the "
+        "aggregator (or whoever holds the uploads) collude; colluding agents up to the collusion "
+        "bound learn nothing beyond the sum",
         threshold=plan.threshold,
         floor=plan.honest_floor,
         collusion_bound=plan.privacy.max_colluding,
@@ -325,6 +403,19 @@ def _caveats(setup: RoundSetup, today: datetime.date) -> CaveatsField:
     ]
     if setup.plan.protection.kind == "none":
         items.append("Without secure aggregation the claim holds against the public only.")
+    if setup.plan.protection.homomorphic:
+        items.append(
+            "The agents' ranges are not proved under encryption: a malicious agent can spoil a "
+            "sum, and what shows is only a lane out of range."
+        )
+    if setup.plan.protection.readding == "none" and setup.plan.protection.homomorphic:
+        items.append("Nobody re-adds: a lying coordinator can have a single update decrypted.")
+    if setup.plan.protection.kind == "ckks":
+        items.append(
+            "CKKS is approximate: its decryption error depends on the key (IND-CPA-D). Sums are "
+            "rounded to the grid before they leave the authority, under a key of one round, with "
+            "the agents' noise in them; exactness is an estimate, not a proof."
+        )
     if setup.mechanism is None:
         items.append("Control run: nothing is promised.")
     expiry = (today + datetime.timedelta(days=_VALID_DAYS)).isoformat()

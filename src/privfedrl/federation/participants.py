@@ -9,17 +9,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from privfedrl.errors import LedgerIntegrity
 from privfedrl.federation.run_directory import RunDirectory
 from privfedrl.parties import Identity, Registry, SqliteJournal
+from privfedrl.parties.identity import Role
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy
 from privfedrl.privacy import Ledger
 
-__all__ = ["Participants"]
+__all__ = ["AUDITOR", "COORDINATOR", "KEY_AUTHORITY", "Participants"]
 
-COORDINATOR = "coordinator"
+COORDINATOR, KEY_AUTHORITY, AUDITOR = "coordinator", "key-authority", "auditor"
+_ROLES: Final[dict[str, Role]] = {
+    COORDINATOR: "coordinator",
+    KEY_AUTHORITY: "key-authority",
+    AUDITOR: "auditor",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +35,15 @@ class Participants:
 
     Attributes:
         agents: their names in order.
+        services: names of the key authority and the auditor, where the plan needs them.
         identities: signing keys by name, the coordinator's among them.
         registry: who may take part.
         ledger: the coordinator's.
-        ledgers, journals: of the agents, by name.
+        ledgers, journals: of the agents and the key authority, by name.
     """
 
     agents: tuple[str, ...]
+    services: tuple[str, ...]
     identities: dict[str, Identity]
     registry: Registry
     ledger: Ledger
@@ -46,10 +55,12 @@ class Participants:
     def open(cls, directory: RunDirectory, plan: Plan, entropy: Entropy) -> Iterator[Participants]:
         """Load or create everything; files are closed at the end of the block."""
         agents = tuple(f"agent-{index:03d}" for index in range(plan.fleet.agents))
-        identities = {name: _identity(directory, name, entropy) for name in (*agents, COORDINATOR)}
+        services = _services(plan)
+        names = (*agents, COORDINATOR, *services)
+        identities = {name: _identity(directory, name, entropy) for name in names}
         with contextlib.ExitStack() as stack:
             ledgers, journals = {}, {}
-            for name in agents if plan.protection.kind == "pairwise" else ():
+            for name in _with_ledgers(plan, agents, services):
                 home = directory.agent(name)
                 home.mkdir(parents=True, exist_ok=True)
                 ledgers[name] = stack.enter_context(Ledger.open(home / "ledger.db"))
@@ -58,6 +69,7 @@ class Participants:
                 )
             yield cls(
                 agents=agents,
+                services=services,
                 identities=identities,
                 registry=_registry(directory, identities),
                 ledger=stack.enter_context(Ledger.open(directory.ledger)),
@@ -94,12 +106,24 @@ def _identity(directory: RunDirectory, name: str, entropy: Entropy) -> Identity:
     return identity
 
 
+def _services(plan: Plan) -> tuple[str, ...]:
+    if not plan.protection.homomorphic:
+        return ()
+    return (KEY_AUTHORITY, AUDITOR) if plan.protection.readding == "auditor" else (KEY_AUTHORITY,)
+
+
+def _with_ledgers(
+    plan: Plan, agents: tuple[str, ...], services: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Who charges a ledger of its own; the auditor releases nothing."""
+    if plan.protection.kind == "none":
+        return ()
+    return (*agents, *(name for name in services if name == KEY_AUTHORITY))
+
+
 def _registry(directory: RunDirectory, identities: dict[str, Identity]) -> Registry:
     registry = Registry(
-        tuple(
-            identity.entry("coordinator" if name == COORDINATOR else "agent")
-            for name, identity in identities.items()
-        )
+        tuple(identity.entry(_ROLES.get(name, "agent")) for name, identity in identities.items())
     )
     registry.save(directory.registry)
     return registry

@@ -128,8 +128,8 @@ def promise(plan: Plan) -> Promise:
     largest = setup.codec.headroom
     size = (
         setup.codec.words * plan.encoding.ring_bits // 8
-        if setup.parameters is None
-        else setup.parameters.bytes_up_per_client()
+        if setup.backend is None
+        else setup.backend.capabilities.bytes_up_per_agent
     )
     return Promise(
         plan_name=plan.name,
@@ -164,11 +164,32 @@ def _adversaries(plan: Plan) -> list[tuple[str, int]]:
     public = ("public", plan.threshold)
     if plan.protection.kind == "none":
         return [("coordinator", 1), public]
+    if plan.protection.homomorphic:
+        return [*_with_key_authority(plan), ("one agent", plan.threshold - 1), public]
     return [
         (f"coordinator+{colluding}", plan.honest_floor),
         ("coordinator", plan.threshold),
         ("one agent", plan.threshold - 1),
         public,
+    ]
+
+
+def _with_key_authority(plan: Plan) -> list[tuple[str, int]]:
+    """Whoever can have or read a single upload finds that agent's own noise share in it alone."""
+    coordinator = f"coordinator+{plan.privacy.max_colluding}"
+    match plan.protection.readding:
+        case "key-authority":
+            return [(coordinator, plan.honest_floor), ("key authority", 1)]
+        case "auditor":
+            return [
+                (coordinator, plan.honest_floor),
+                ("key authority", plan.threshold),
+                ("key authority with uploads", 1),
+            ]
+    return [
+        (f"{coordinator}, adding", plan.honest_floor),
+        ("coordinator, lying", 1),
+        ("key authority with uploads", 1),
     ]
 
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from privfedrl.encoding import FixedPoint, rounding_bound
+from privfedrl.errors import ConfigurationError
+from privfedrl.federation.backends import Backend, Homomorphic, Pairwise
+from privfedrl.he import HEParameters, ParameterSet
 from privfedrl.plan import Plan
 from privfedrl.privacy import (
     DistributedSkellam,
@@ -37,7 +41,7 @@ class RoundSetup:
         sensitivity: how far one unit can move the integer sum.
         codec: clipped rows to ring vectors and back.
         mechanism: the noise share of each agent, or None in a control run without noise.
-        parameters: of the secure aggregation; None where the plan has no protection.
+        backend: how the sum is formed; None where the plan has no protection.
         adversary: whom the plan's epsilon is about.
     """
 
@@ -48,7 +52,7 @@ class RoundSetup:
     sensitivity: IntegerSensitivity
     codec: FixedPoint
     mechanism: DistributedSkellam | None
-    parameters: SecAggParameters | None
+    backend: Backend | None
     adversary: str
 
     def event(self, honest_survivors: int) -> DpEvent:
@@ -140,7 +144,7 @@ def _cached(plan: Plan) -> RoundSetup:
         sensitivity=bound,
         codec=codec,
         mechanism=mechanism,
-        parameters=_parameters(plan, codec),
+        backend=_backend(plan, codec),
         adversary=_adversary(plan),
     )
 
@@ -158,19 +162,55 @@ def _mechanism(plan: Plan, bound: IntegerSensitivity, padded: int) -> Distribute
     )
 
 
-def _parameters(plan: Plan, codec: FixedPoint) -> SecAggParameters | None:
-    if plan.protection.kind == "none":
+def _backend(plan: Plan, codec: FixedPoint) -> Backend | None:
+    protection = plan.protection
+    if protection.kind == "none":
         return None
-    return SecAggParameters(
+    # noise covers what two sums tell together, and the ledger charges both; without it nothing
+    differencing: Literal["model", "off"] = "model" if plan.privacy.mechanism == "none" else "off"
+    if protection.homomorphic:
+        return Homomorphic(_he_parameters(plan, codec, differencing))
+    return Pairwise(
+        SecAggParameters(
+            num_clients=plan.fleet.agents,
+            max_colluding=plan.privacy.max_colluding,
+            vector_length=codec.words,
+            ring_bits=plan.encoding.ring_bits,
+            threshold=plan.threshold,
+            min_clients=protection.min_clients,
+            min_honest=protection.min_honest,
+            differencing=differencing,
+        )
+    )
+
+
+def _he_parameters(
+    plan: Plan, codec: FixedPoint, differencing: Literal["model", "off"]
+) -> HEParameters:
+    """As few bits per value as hold the sum, or more where they cost nothing."""
+    default = "ckks-4096-add" if plan.protection.kind == "ckks" else "bfv-4096-std"
+    chosen = ParameterSet.named(plan.protection.parameter_set or default)
+    carry = (plan.fleet.agents - 1).bit_length()
+    needed = codec.narrowest_lane_bits
+    if needed + carry > chosen.plain_bits:
+        raise ConfigurationError(
+            f"protection.parameter_set = {chosen.name!r} has {chosen.plain_bits} bits per slot; "
+            f"{plan.fleet.agents} agents' values of {needed} bits take {needed + carry}: choose a "
+            "wider set, or a smaller encoding.resolution"
+        )
+    lanes = chosen.plain_bits // (needed + carry) if chosen.exact else 1
+    return HEParameters(
         num_clients=plan.fleet.agents,
         max_colluding=plan.privacy.max_colluding,
         vector_length=codec.words,
         ring_bits=plan.encoding.ring_bits,
+        parameter_set=chosen,
+        value_bits=min(plan.encoding.ring_bits, chosen.plain_bits // lanes - carry),
         threshold=plan.threshold,
         min_clients=plan.protection.min_clients,
         min_honest=plan.protection.min_honest,
-        # noise covers what two sums tell together, and the ledger charges both; without it nothing
-        differencing="model" if plan.privacy.mechanism == "none" else "off",
+        readding=plan.protection.readding,
+        differencing=differencing,
     )
 
 
@@ -179,4 +219,7 @@ def _adversary(plan: Plan) -> str:
         return "nobody"
     if plan.protection.kind == "none":
         return "public"
-    return f"coordinator+{plan.privacy.max_colluding}"
+    coordinator = f"coordinator+{plan.privacy.max_colluding}"
+    if plan.protection.homomorphic and plan.protection.readding == "none":
+        return f"{coordinator}, adding honestly"
+    return coordinator

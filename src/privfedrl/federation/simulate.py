@@ -127,7 +127,7 @@ def _simulation(
         stack.enter_context(_torch_threads(runtime.torch_threads))
         participants = stack.enter_context(Participants.open(directory, plan, entropy))
         workers = stack.enter_context(RolloutWorkers(runtime.workers or os.cpu_count() or 1))
-        yield Simulation(directory, plan, header, participants, workers, entropy)
+        yield Simulation(directory, plan, header, participants, workers, entropy, stack)
 
 
 @contextlib.contextmanager

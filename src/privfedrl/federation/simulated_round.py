@@ -16,19 +16,23 @@ from privfedrl.errors import ProtocolError
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.coordinator import Coordinator
 from privfedrl.federation.fleet_experience import generator
+from privfedrl.federation.trustee import SumAuditor, Trustee
 from privfedrl.parties import Outgoing
 from privfedrl.primitives.random import DeterministicEntropy, Entropy
 
 __all__ = [
     "DROPOUT_STAGES",
     "ReplayedEntropy",
+    "Service",
     "StageClock",
     "Traffic",
     "dropout_schedule",
     "run_round",
 ]
 
-# a client's five messages; an agent that drops at stage i never sends message i or any later one
+# an agent that drops at stage i never handles the i-th message that reaches it, nor any later one;
+# under encryption it gets four (config, context, roster, receipt): its vector leaves at the third
+# as well, so the same schedule leaves the same survivors
 DROPOUT_STAGES = ("advertise", "shares", "masked", "consistency", "unmask")
 
 
@@ -46,6 +50,9 @@ class ReplayedEntropy:
 
     def __call__(self, n: int) -> bytes:
         return self.stream(n)
+
+
+Service = Trustee | SumAuditor
 
 
 @dataclass(slots=True)
@@ -93,26 +100,36 @@ def dropout_schedule(
 def run_round(
     coordinator: Coordinator,
     agents: Mapping[str, Agent],
+    services: Mapping[str, Service],
     invitations: Sequence[Outgoing],
     dropouts: Mapping[str, int],
     clock: StageClock,
 ) -> Traffic:
     """Carry messages until the coordinator is finished: with a result, or aborted.
 
-    An agent that refuses what it receives is a dropout from then on, as it would be on a network.
+    An agent that refuses what it receives is a dropout from then on, as it would be on a network;
+    so is a key authority or an auditor, and then the coordinator gives the round up.
     """
     traffic = Traffic()
-    sent = dict.fromkeys(agents, 0)
+    handled = dict.fromkeys(agents, 0)
     gone: set[str] = set()
     inbox: deque[bytes] = deque()
+
+    def serve(name: str, data: bytes) -> None:
+        with clock.stage("secure aggregation"), contextlib.suppress(ProtocolError):
+            inbox.extend(answer.data for answer in services[name].receive(data))
 
     def deliver(messages: Sequence[Outgoing], *, opening: bool = False) -> None:
         for message in messages:
             name = message.recipient
+            if name in services:
+                serve(name, message.data)
+                continue
             traffic.down[name] = traffic.down.get(name, 0) + len(message.data)
-            if name in gone or dropouts.get(name) == sent[name]:
+            if name in gone or dropouts.get(name) == handled[name]:
                 gone.add(name)
                 continue
+            handled[name] += 1
             act = agents[name].start if opening else agents[name].receive
             try:
                 with clock.stage("training and encoding" if opening else "secure aggregation"):
@@ -121,7 +138,6 @@ def run_round(
                 gone.add(name)
                 continue
             for answer in answers:
-                sent[name] += 1
                 traffic.up[name] = traffic.up.get(name, 0) + len(answer.data)
                 inbox.append(answer.data)
 
@@ -132,6 +148,6 @@ def run_round(
                 step = coordinator.receive(inbox.popleft()) if inbox else coordinator.close_phase()
             deliver(step)
     finally:
-        for agent in agents.values():
-            agent.abandon()  # whoever still waits would refuse the next attempt
+        for participant in (*agents.values(), *services.values()):
+            participant.abandon()  # whoever still waits would refuse the next attempt
     return traffic

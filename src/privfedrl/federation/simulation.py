@@ -6,6 +6,7 @@ deployment could not see (returns, episode lengths) goes to the oracle file only
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from privfedrl.federation.coordinator import (
 )
 from privfedrl.federation.fleet_experience import FleetExperience, generator
 from privfedrl.federation.guarantee import run_statement
-from privfedrl.federation.participants import Participants
+from privfedrl.federation.participants import AUDITOR, KEY_AUTHORITY, Participants
 from privfedrl.federation.run_directory import (
     METRICS,
     ORACLE,
@@ -43,12 +44,14 @@ from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.simulated_round import (
     DROPOUT_STAGES,
     ReplayedEntropy,
+    Service,
     StageClock,
     Traffic,
     dropout_schedule,
     run_round,
 )
 from privfedrl.federation.summary import RunSummary, released_row, summarise
+from privfedrl.federation.trustee import SumAuditor, Trustee
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import (
     DeterministicEntropy,
@@ -134,7 +137,9 @@ class Simulation:
         participants: Participants,
         workers: RolloutWorkers,
         entropy: Entropy,
+        stack: contextlib.ExitStack,
     ) -> None:
+        self.stack = stack
         self.directory, self.plan, self.header = directory, plan, header
         self.participants, self.entropy = participants, entropy
         self.setup: RoundSetup = round_setup(plan)
@@ -156,10 +161,12 @@ class Simulation:
         else:
             self.state, self.sums = saved
         directory.cut()
-        self.run_one = self._protected if plan.protection.kind == "pairwise" else self._clear
+        protected = plan.protection.kind != "none"
+        self.run_one = self._protected if protected else self._clear
         self.replays: dict[str, ReplayedEntropy] = {}
         self.edges = SharedEdges()  # all agents are in this process: each edge is computed once
-        self.agents = self._agents() if plan.protection.kind == "pairwise" else {}
+        self.agents = self._agents() if protected else {}
+        self.services = self._services()
         self.trainers = {name: local_trainer(self.setup) for name in participants.agents}
 
     def train(self, progress: Callable[[Progress], None]) -> None:
@@ -208,6 +215,25 @@ class Simulation:
             )
             for index, name in enumerate(self.participants.agents)
         }
+
+    def _services(self) -> dict[str, Service]:
+        """The key authority, and the auditor, as the plan asks for them."""
+        people, found = self.participants, dict[str, Service]()
+        if KEY_AUTHORITY in people.services:
+            found[KEY_AUTHORITY] = self.stack.enter_context(
+                Trustee(
+                    self.plan,
+                    identity=people.identities[KEY_AUTHORITY],
+                    registry=people.registry,
+                    ledger=people.ledgers[KEY_AUTHORITY],
+                    journal=people.journals[KEY_AUTHORITY],
+                )
+            )
+        if AUDITOR in people.services:
+            found[AUDITOR] = SumAuditor(
+                self.plan, identity=people.identities[AUDITOR], registry=people.registry
+            )
+        return found
 
     def _experience_of(
         self, index: int
@@ -260,7 +286,9 @@ class Simulation:
         dropouts = self._dropouts(attempt)
         self._collect(attempt, dropouts, clock)
         try:
-            traffic = run_round(coordinator, self.agents, invitations, dropouts, clock)
+            traffic = run_round(
+                coordinator, self.agents, self.services, invitations, dropouts, clock
+            )
         finally:
             self.edges.forget()
         with clock.stage("secure aggregation"):

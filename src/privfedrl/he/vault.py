@@ -390,8 +390,8 @@ def _end(process: subprocess.Popen[bytes], pipes: threading.Lock) -> None:
     process.wait()
     with pipes:  # whoever is waiting for an answer sees the end of the pipe first
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+            assert pipe is not None
+            pipe.close()
 
 
 def _fault(text: str) -> RoundAborted:

@@ -1,0 +1,36 @@
+"""The option ``--protection``: the same plan, its sums formed another way."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from privfedrl.plan import Plan
+
+__all__ = ["Protection", "ProtectionName", "protected_by"]
+
+
+class ProtectionName(StrEnum):
+    """``protection.kind``, as the command line takes it."""
+
+    PAIRWISE = "pairwise"
+    BFV = "bfv"
+    CKKS = "ckks"
+    NONE = "none"
+
+
+Protection = Annotated[
+    ProtectionName | None,
+    typer.Option("--protection", help="form sums this way instead of the plan's; another digest"),
+]
+
+
+def protected_by(plan: Plan, kind: ProtectionName | None) -> Plan:
+    """``plan``, with its ``protection.kind`` replaced if one is given.
+
+    Raises:
+        ConfigurationError: the rest of the plan does not allow it.
+    """
+    return plan if kind is None else plan.replace("protection", kind=kind.value)

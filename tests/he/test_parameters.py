@@ -1,0 +1,392 @@
+"""Parameters of a round: every limit and one beyond it, lanes that never carry, one encoding."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privfedrl.errors import ConfigurationError, LocalProtocolError
+from privfedrl.he.parameter_sets import PARAMETER_SETS, ParameterSet
+from privfedrl.he.parameters import MAX_VECTOR_LENGTH, PARAMETER_BYTES, HEParameters
+
+NAMES = sorted(PARAMETER_SETS)
+BASE: dict[str, Any] = {
+    "num_clients": 5,
+    "max_colluding": 1,
+    "vector_length": 100,
+    "threshold": 4,
+}
+NUMBERS = (
+    *("num_clients", "max_colluding", "vector_length", "ring_bits", "value_bits"),
+    *("threshold", "min_clients", "min_honest", "lifetime_s"),
+)
+
+
+def _made(name: str = "bfv-4096-std", **numbers: Any) -> HEParameters:
+    return HEParameters(**(BASE | {"parameter_set": ParameterSet.named(name)} | numbers))
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_default_set_and_as_many_bits_as_the_ring_has() -> None:
+    found = HEParameters(**BASE)
+    assert found.parameter_set.name == "bfv-4096-std"
+    assert (found.ring_bits, found.value_bits, found.lane_bits, found.lanes) == (32, 32, 35, 1)
+    assert (found.readding, found.differencing) == ("key-authority", "off")
+    assert (found.min_clients, found.min_honest, found.lifetime_s) == (2, 2, 21600)
+
+
+@pytest.mark.parametrize(
+    ("name", "ring_bits", "clients", "expected"),
+    [
+        ("bfv-4096-std", 64, 64, 38),
+        ("bfv-4096-std", 64, 5, 41),
+        ("bfv-4096-wide", 64, 2, 58),
+        ("bfv-4096-wide", 32, 64, 32),
+        ("ckks-4096-add", 32, 64, 22),
+    ],
+)
+def test_without_value_bits_one_lane_is_filled_up_to_the_ring(
+    name: str, ring_bits: int, clients: int, expected: int
+) -> None:
+    found = _made(
+        name, ring_bits=ring_bits, num_clients=clients, threshold=clients, max_colluding=0
+    )
+    assert (found.value_bits, found.lanes) == (expected, 1)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "refused", "message"),
+    [
+        ({"num_clients": 64}, {"num_clients": 65}, "num_clients must be <= 64 with bfv-4096-std"),
+        ({"num_clients": 4}, {"num_clients": 3}, "threshold must be <= num_clients = 3, got 4"),
+        (
+            {"num_clients": 2, "threshold": 2, "max_colluding": 0},
+            {"num_clients": 1, "threshold": 1, "max_colluding": 0},
+            "num_clients must be an integer >= 2, got 1",
+        ),
+        ({"max_colluding": 0}, {"max_colluding": -1}, "max_colluding must be an integer >= 0"),
+        ({"max_colluding": 2}, {"max_colluding": 3}, "threshold - max_colluding must be >= min_h"),
+        ({"vector_length": 1}, {"vector_length": 0}, "vector_length must be an integer >= 1"),
+        (
+            {"vector_length": MAX_VECTOR_LENGTH},
+            {"vector_length": MAX_VECTOR_LENGTH + 1},
+            r"vector_length must be <= 2\^26",
+        ),
+        ({"ring_bits": 64}, {"ring_bits": 63}, "ring_bits must be 32 or 64, got 63"),
+        ({"value_bits": 32}, {"value_bits": 33}, "value_bits must be <= ring_bits = 32, got 33"),
+        ({"value_bits": 1}, {"value_bits": -1}, "value_bits must be an integer >= 1, got -1"),
+        (
+            {"value_bits": 41, "ring_bits": 64},
+            {"value_bits": 42, "ring_bits": 64},
+            "at most 44 bits, a sum of 5 values of 42 bits takes 45",
+        ),
+        ({"threshold": 5}, {"threshold": 6}, "threshold must be <= num_clients = 5, got 6"),
+        ({"threshold": 3}, {"threshold": 2}, "must be >= min_honest = 2, got 2 - 1"),
+        ({"min_clients": 5}, {"min_clients": 6}, "min_clients <= num_clients = 5, got 1 and 6"),
+        ({"min_clients": 2}, {"min_clients": 1}, "min_clients must be an integer >= 2"),
+        ({"min_honest": 3}, {"min_honest": 4}, "must be >= min_honest = 4, got 4 - 1"),
+        ({"min_honest": 2}, {"min_honest": 1}, "min_honest must be an integer >= 2"),
+        ({"lifetime_s": 1}, {"lifetime_s": 0}, "lifetime_s must be an integer >= 1"),
+        ({"lifetime_s": 2**53 - 1}, {"lifetime_s": 2**53}, "lifetime_s must be an integer"),
+        ({"readding": "auditor"}, {"readding": "aggregator"}, "readding must be one of"),
+        ({"readding": "none"}, {"readding": None}, "readding must be one of"),
+        ({"differencing": "model"}, {"differencing": "round"}, "differencing must be one of"),
+        ({"differencing": "task"}, {"differencing": ""}, "differencing must be one of"),
+    ],
+)
+def test_each_limit_is_accepted_and_one_step_beyond_it_is_refused(
+    accepted: dict[str, Any], refused: dict[str, Any], message: str
+) -> None:
+    made = _made(**accepted)
+    assert {name: getattr(made, name) for name in accepted} == accepted
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        _made(**refused)
+    assert caught.value.problems
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [True, 4.0, "4", None])
+def test_a_number_is_an_integer_and_nothing_else(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} must be an integer"):
+        _made(**({"value_bits": 8} | {name: value}))
+
+
+def test_all_agents_but_one_may_collude_only_if_somebody_honest_is_left() -> None:
+    with pytest.raises(ConfigurationError, match="max_colluding must be < num_clients"):
+        _made(max_colluding=5, threshold=5)
+
+
+def test_every_problem_has_its_line() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        _made(vector_length=2**27, threshold=9, min_clients=6, value_bits=60)
+    assert len(caught.value.problems) == 5
+    with pytest.raises(ConfigurationError) as caught:
+        _made(vector_length=0, ring_bits=16, readding="x", differencing="y")
+    assert len(caught.value.problems) == 4
+
+
+def test_the_floor_is_the_larger_of_threshold_and_min_clients() -> None:
+    assert _made(threshold=3, min_clients=5).floor == 5
+    assert _made(threshold=4, min_clients=2).floor == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_more_clients_than_the_set_can_add(name: str) -> None:
+    most = ParameterSet.named(name).max_clients
+    _made(name, num_clients=most, value_bits=8)
+    with pytest.raises(ConfigurationError, match=f"num_clients must be <= {most} with {name}"):
+        _made(name, num_clients=most + 1, value_bits=8)
+
+
+# --- lanes and sizes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "clients", "value_bits", "lanes", "lane_bits"),
+    [
+        ("bfv-4096-std", 64, 16, 2, 22),
+        ("bfv-4096-std", 64, 17, 1, 23),
+        ("bfv-4096-std", 65 - 1, 38, 1, 44),
+        ("bfv-4096-std", 33, 16, 2, 22),
+        ("bfv-4096-std", 32, 16, 2, 21),
+        ("bfv-4096-compact", 32, 10, 3, 15),
+        ("bfv-4096-compact", 32, 11, 2, 16),
+        ("bfv-4096-wide", 64, 22, 2, 28),
+        ("bfv-4096-wide", 64, 23, 2, 29),
+        ("bfv-4096-wide", 64, 24, 1, 30),
+        ("bfv-4096-192", 64, 32, 1, 38),
+        ("bfv-4096-192", 64, 13, 2, 19),
+        ("bfv-4096-192", 16, 15, 2, 19),
+        ("ckks-4096-add", 64, 22, 1, 28),
+        ("ckks-4096-add", 64, 4, 1, 10),
+    ],
+)
+def test_lanes_are_those_of_the_table(
+    name: str, clients: int, value_bits: int, lanes: int, lane_bits: int
+) -> None:
+    found = _made(name, num_clients=clients, value_bits=value_bits, ring_bits=64)
+    assert (found.lanes, found.lane_bits) == (lanes, lane_bits)
+
+
+@pytest.mark.parametrize(
+    ("name", "clients", "value_bits", "ciphertexts", "bytes_per_parameter"),
+    [
+        ("bfv-4096-std", 64, 16, 123, 7.56),
+        ("bfv-4096-compact", 32, 10, 82, 5.04),
+        ("bfv-4096-wide", 64, 22, 123, 10.08),
+        ("bfv-4096-192", 64, 13, 123, 7.05),
+        ("bfv-4096-192", 64, 32, 245, 14.05),
+        ("ckks-4096-add", 64, 22, 489, 24.04),
+    ],
+)
+def test_a_million_parameters_cost_what_the_table_says(
+    name: str, clients: int, value_bits: int, ciphertexts: int, bytes_per_parameter: float
+) -> None:
+    found = _made(name, num_clients=clients, value_bits=value_bits, vector_length=10**6)
+    assert found.ciphertexts == ciphertexts
+    assert found.ciphertext_bytes / 10**6 == pytest.approx(bytes_per_parameter, abs=0.005)
+
+
+def test_the_longest_vector_of_the_widest_set_fits_a_32_bit_length() -> None:
+    sizes = [
+        _made(name, num_clients=2, threshold=2, max_colluding=0, vector_length=MAX_VECTOR_LENGTH)
+        for name in NAMES
+    ]
+    assert max(found.ciphertext_bytes for found in sizes) < 2**32
+
+
+# --- slots --------------------------------------------------------------------------------------
+
+
+@st.composite
+def _rounds(draw: st.DrawFn) -> tuple[HEParameters, list[Any]]:
+    """Parameters with 1 to num_clients vectors of extremes and random words of the whole ring."""
+    name = draw(st.sampled_from(NAMES))
+    chosen = ParameterSet.named(name)
+    clients = draw(st.integers(2, chosen.max_clients))
+    ring_bits = draw(st.sampled_from([32, 64]))
+    one_lane = chosen.plain_bits - (clients - 1).bit_length()
+    parameters = _made(
+        name,
+        num_clients=clients,
+        threshold=2,
+        max_colluding=0,
+        ring_bits=ring_bits,
+        value_bits=draw(st.integers(1, min(ring_bits, one_lane))),
+        vector_length=draw(st.integers(1, 40) | st.sampled_from([2047, 2049, 4097, 8193])),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    w0 = parameters.value_bits
+    dtype = np.dtype(f"uint{ring_bits}")
+    extremes = [0, 1, 2**w0 - 1, 2 ** (w0 - 1), 2 ** (w0 - 1) - 1, 2**ring_bits - 1]
+    vectors = []
+    for _ in range(draw(st.integers(1, clients) | st.just(clients))):
+        vector = rng.integers(0, 2**ring_bits, size=parameters.vector_length, dtype=dtype)
+        if draw(st.booleans()):
+            vector[:] = draw(st.sampled_from(extremes))
+        vectors.append(vector)
+    return parameters, vectors
+
+
+@given(_rounds())
+def test_the_sum_of_slots_opens_to_the_centred_sum_modulo_2_to_the_value_bits(
+    case: tuple[HEParameters, list[Any]],
+) -> None:
+    """Any vectors, any number of them, added as the lattice adds them; Python's integers judge."""
+    parameters, vectors = case
+    chosen, w0 = parameters.parameter_set, parameters.value_bits
+    slots = [parameters.to_slots(vector) for vector in vectors]
+    dtype = np.uint64 if chosen.exact else np.int64
+    for one in slots:
+        assert one.dtype == dtype
+        assert one.shape == (parameters.ciphertexts, chosen.slots)
+        if chosen.exact:
+            assert int(one.max()) < (chosen.plain_modulus or 0)
+        else:
+            assert int(np.abs(one).max()) <= 2**27 // len(vectors)
+    exact = sum(one.astype(object) for one in slots)
+    if chosen.exact:
+        assert exact.max() < chosen.plain_modulus  # nothing wraps, so adding mod t is adding
+    opened = parameters.from_slots(exact.astype(dtype))
+    total = sum(vector.astype(object) for vector in vectors) % 2**w0
+    centred = np.array([value - (value >> w0 - 1 << w0) for value in total], dtype=object)
+    assert opened.dtype == np.dtype(f"uint{parameters.ring_bits}")
+    assert np.array_equal(opened.astype(object), centred % 2**parameters.ring_bits)
+
+
+def test_what_is_beyond_the_vector_is_zero_in_the_slots_and_ignored_when_opened() -> None:
+    parameters = _made(vector_length=3, value_bits=16)
+    slots = parameters.to_slots(np.array([1, 2, 3], dtype=np.uint32))
+    assert parameters.lanes == 2
+    assert slots[0, :2].tolist() == [1 | 3 << 19, 2]
+    assert not slots[0, 2:].any()
+    slots[0, 2:] = 7
+    assert parameters.from_slots(slots).tolist() == [1, 2, 3]
+
+
+def test_to_slots_leaves_its_vector_alone() -> None:
+    for name in NAMES:
+        vector = np.arange(100, dtype=np.uint32) + np.uint32(2**31)
+        kept = vector.copy()
+        _made(name, value_bits=8).to_slots(vector)
+        assert np.array_equal(vector, kept)
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        np.zeros(100, dtype=np.uint64),
+        np.zeros(100, dtype=np.int32),
+        np.zeros(100),
+        np.zeros(99, dtype=np.uint32),
+        np.zeros(101, dtype=np.uint32),
+        np.zeros((100, 1), dtype=np.uint32),
+        np.zeros(0, dtype=np.uint32),
+    ],
+)
+def test_a_vector_of_another_type_or_length_is_refused(vector: Any) -> None:
+    with pytest.raises(LocalProtocolError, match=r"vector must be uint32 \[100\]"):
+        _made().to_slots(vector)
+
+
+# --- one encoding -------------------------------------------------------------------------------
+
+CHANGES: dict[str, Any] = {
+    "num_clients": 6,
+    "max_colluding": 0,
+    "vector_length": 101,
+    "ring_bits": 64,
+    "value_bits": 17,
+    "threshold": 5,
+    "min_clients": 3,
+    "min_honest": 3,
+    "lifetime_s": 7,
+    "readding": "auditor",
+    "differencing": "task",
+    "parameter_set": ParameterSet.named("bfv-4096-compact"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("readding", ["key-authority", "auditor", "none"])
+@pytest.mark.parametrize("differencing", ["off", "model", "task"])
+def test_canonical_bytes_are_read_back(name: str, readding: str, differencing: str) -> None:
+    made = _made(name, value_bits=8, readding=readding, differencing=differencing)
+    data = made.canonical_bytes()
+    assert len(data) == PARAMETER_BYTES == 120
+    assert HEParameters.from_canonical_bytes(data) == made
+    assert HEParameters.from_canonical_bytes(data).digest == made.digest
+
+
+def test_every_field_is_part_of_the_bytes_and_of_the_digest() -> None:
+    base = _made(value_bits=16)
+    assert sorted(CHANGES) == sorted(field.name for field in dataclasses.fields(HEParameters))
+    others = [dataclasses.replace(base, **{name: value}) for name, value in CHANGES.items()]
+    assert len({one.canonical_bytes() for one in (base, *others)}) == len(CHANGES) + 1
+    assert len({one.digest for one in (base, *others)}) == len(CHANGES) + 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("primes", (1152921504606830593, 1073479681)), ("plain_modulus", 40961)],
+)
+def test_the_digest_covers_the_moduli_behind_the_name(field: str, value: Any) -> None:
+    """Two builds that mean different numbers by one name do not agree on a digest."""
+    base = _made(value_bits=8)
+    changed = dataclasses.replace(base.parameter_set, **{field: value})
+    other = dataclasses.replace(base, parameter_set=changed)
+    assert other.canonical_bytes() == base.canonical_bytes()
+    assert other.digest != base.digest
+
+
+def _with(data: bytes, at: int, piece: bytes) -> bytes:
+    return data[:at] + piece + data[at + len(piece) :]
+
+
+GOOD = _made(value_bits=16).canonical_bytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        GOOD[:-1],
+        GOOD + b"\x00",
+        bytes(len(GOOD)),
+        _with(GOOD, 0, b"BFV"),
+        _with(GOOD, 0, b"\xff"),
+        _with(GOOD, 31, b"x"),  # after the name's end
+        _with(GOOD, 20, b"\x00x"),
+        _with(GOOD, 32, b"\xff"),  # num_clients
+        _with(GOOD, 32 + 3 * 8, (16).to_bytes(8, "big")),
+        _with(GOOD, 32 + 4 * 8, bytes(8)),  # value_bits 0 would be filled in
+        _with(GOOD, 32 + 5 * 8, (6).to_bytes(8, "big")),
+        _with(GOOD, 32 + 9 * 8, (3).to_bytes(8, "big")),
+        _with(GOOD, 32 + 10 * 8, b"\xff" * 8),
+    ],
+)
+def test_bytes_that_no_parameters_have_are_refused(data: bytes) -> None:
+    with pytest.raises(ConfigurationError):
+        HEParameters.from_canonical_bytes(data)
+
+
+@given(st.data())
+def test_bytes_are_refused_or_are_those_of_what_they_read_as(data: st.DataObject) -> None:
+    """Any few bytes changed: never two encodings of one round, never another error."""
+    places = data.draw(st.lists(st.integers(0, len(GOOD) - 1), min_size=1, max_size=3))
+    changed = reduce(
+        lambda text, at: _with(text, at, bytes([data.draw(st.integers(0, 255))])), places, GOOD
+    )
+    try:
+        found = HEParameters.from_canonical_bytes(changed)
+    except ConfigurationError:
+        return
+    assert found.canonical_bytes() == changed
