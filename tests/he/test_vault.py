@@ -118,13 +118,18 @@ def test_each_vault_has_a_key_of_its_own() -> None:
     second.destroy()
 
 
-def test_a_vault_made_by_a_thread_outlives_the_thread() -> None:
-    made: list[Vault] = []
-    maker = threading.Thread(target=lambda: made.append(Vault()))
+def test_a_vault_made_and_opened_by_a_thread_outlives_the_thread() -> None:
+    made: list[tuple[Vault, bytes]] = []
+
+    def make() -> None:
+        one = Vault()
+        made.append((one, one.open(STD)))
+
+    maker = threading.Thread(target=make)
     maker.start()
     maker.join()
-    public_key = made[0].open(STD)
-    np.testing.assert_array_equal(made[0].decrypt(encrypted(STD, public_key), 2), slots_of(STD))
+    ((one, public_key),) = made
+    np.testing.assert_array_equal(one.decrypt(encrypted(STD, public_key), 2), slots_of(STD))
 
 
 # --- single use ---------------------------------------------------------------------------------

@@ -58,6 +58,17 @@ _CURVE_DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4)
 _NONE = "not applicable: this run adds no noise and promises nothing"
 
 
+# confidentiality of single updates; by who re-adds what the aggregator says is the sum
+_WHO_MUST_NOT = {
+    "key-authority": "malicious coordinator; the key authority re-adds the uploads and is trusted "
+    "not to decrypt them one by one",
+    "auditor": "malicious coordinator; confidentiality of single updates holds unless the key "
+    "authority and the aggregator (or whoever holds the uploads, as the auditor does) collude",
+    "none": "coordinator that adds honestly; confidentiality of single updates holds unless the "
+    "key authority and the aggregator (or whoever holds the uploads) collude",
+}
+
+
 def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> Statement:
     """The 18 fields of a run whose releases are in ``ledger``.
 
@@ -386,8 +397,7 @@ def _homomorphic_aggregation(plan: Plan, parameters: HEParameters) -> SecureAggr
         f"of post-quantum security; sums modulo 2^{parameters.value_bits}; re-added by: "
         f"{parameters.readding}",
         cryptographic=True,
-        threat_model="confidentiality of single updates holds unless the key authority and the "
-        "aggregator (or whoever holds the uploads) collude; colluding agents up to the collusion "
+        threat_model=f"{_WHO_MUST_NOT[parameters.readding]}; colluding agents up to the collusion "
         "bound learn nothing beyond the sum",
         threshold=plan.threshold,
         floor=plan.honest_floor,

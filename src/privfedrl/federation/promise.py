@@ -179,10 +179,15 @@ def _with_key_authority(plan: Plan) -> list[tuple[str, int]]:
     coordinator = f"coordinator+{plan.privacy.max_colluding}"
     match plan.protection.readding:
         case "key-authority":
-            return [(coordinator, plan.honest_floor), ("key authority", 1)]
+            return [
+                (coordinator, plan.honest_floor),
+                ("coordinator", plan.threshold),
+                ("key authority", 1),
+            ]
         case "auditor":
             return [
                 (coordinator, plan.honest_floor),
+                ("coordinator", plan.threshold),
                 ("key authority", plan.threshold),
                 ("key authority with uploads", 1),
             ]

@@ -267,17 +267,15 @@ class Session:
         self.carried.append(out)
         part = self.parts[out.recipient]
         if part.phase.name != "IDLE":
-            answer = part.receive(out.data)
-        elif out.recipient in self.world.names:
-            answer = part.start(
-                out.data,
-                self.world.vectors[out.recipient],
-                model_digest=self.model,
-                **self.start_changes,
-            )
-        else:
-            answer = part.start(out.data)
-        return list(answer)
+            return list(part.receive(out.data))
+        return self.begin(out.recipient, out.data)
+
+    def begin(self, name: str, config: bytes, **changes: Any) -> list[Outgoing]:
+        """Start a participant with a config frame."""
+        if name not in self.world.names:
+            return list(self.parts[name].start(config, **changes))
+        given = {"vector": self.world.vectors[name], "model_digest": self.model}
+        return list(self.parts[name].start(config, **(given | self.start_changes | changes)))
 
     def step(self) -> None:
         """Deliver one message, or let the deadline pass where none is under way."""

@@ -24,7 +24,6 @@ from privfedrl.he.phases import (
     AUTHORITY_TRANSITIONS,
     CLIENT_TRANSITIONS,
 )
-from privfedrl.parties import Outgoing
 
 NAME = "agent-00"
 TABLES: dict[str, tuple[Any, dict[Any, Any]]] = {
@@ -162,13 +161,9 @@ def test_a_participant_must_be_started_first(make_world: Any, name: str, kind: K
 @pytest.mark.parametrize(("name", "phase"), REACHED)
 def test_a_participant_is_started_once(make_world: Any, name: str, phase: Any) -> None:
     session = session_for(make_world, name).reach(name, phase)
-    again = Outgoing(name, session.config)
     part = session.parts[name]
     with pytest.raises(LocalProtocolError, match="start must come first"):
-        if name == NAME:
-            part.start(again.data, session.world.vectors[NAME], model_digest=session.model)
-        else:
-            part.start(again.data)
+        session.begin(name, session.config)
     assert part.phase is phase
 
 
@@ -197,17 +192,13 @@ def test_a_participant_that_left_stays_away_and_holds_nothing(
 
 
 @pytest.mark.parametrize("name", list(TABLES))
-def test_an_idle_participant_that_is_closed_can_no_longer_start(
-    make_world: Any, name: str
-) -> None:
+def test_an_idle_participant_that_is_closed_can_no_longer_start(make_world: Any, name: str) -> None:
     session = session_for(make_world, name)
     part = session.parts[name]
     assert part.close_phase() == []
     assert part.phase.name == "ABORTED"
     with pytest.raises(LocalProtocolError):
-        session.give(Outgoing(name, session.config)) if name != NAME else part.start(
-            session.config, session.world.vectors[NAME], model_digest=session.model
-        )
+        session.begin(name, session.config)
     assert session.world.vaults == []
 
 
