@@ -383,7 +383,13 @@ CHANGED: dict[str, dict[str, Any]] = {
         "mean_return": MeanReturnRelease(low=0.0, high=1.0),
     },
     "encoding": {"ring_bits": 64, "resolution": 512, "headroom": "rotated"},
-    "protection": {"kind": "none", "threshold": 5, "min_clients": 4, "min_honest": 2},
+    "protection": {
+        "kind": "none",
+        "threshold": 5,
+        "min_clients": 4,
+        "min_honest": 2,
+        "readding": "auditor",
+    },
 }
 ALL_CHANGES = [
     (section, key, value) for section, keys in CHANGED.items() for key, value in keys.items()
@@ -415,10 +421,14 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
     tested["privacy"] |= {"unit", "max_trajectories_per_unit"}
     tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
+    tested["protection"] |= {"parameter_set"}  # needs encryption
     for section in dataclasses.fields(Plan):
         value = getattr(tiny(), section.name)
         if section.name not in ("name", "simulation"):
             assert {f.name for f in dataclasses.fields(value)} == tested[section.name]
+    sets = (None, "bfv-4096-std", "bfv-4096-wide", "bfv-4096-192")
+    encrypted = {tiny(protection={"kind": "bfv", "parameter_set": name}).digest for name in sets}
+    assert len(encrypted) == len(sets)
     discounted = tiny().replace("training", gamma=0.5)
     assert discounted.replace("training", truncation="continue").digest != discounted.digest
     widths = (None, *range(MIN_LANE_BITS, MAX_LANE_BITS + 1))
@@ -431,7 +441,7 @@ def test_the_digest_never_changes_between_releases_by_accident() -> None:
 
 
 # a change of this value breaks every deployed registry of digests: bump "pfrl-plan/2" with it
-DIGEST_OF_TINY = "5f7956a1e45adabf"
+DIGEST_OF_TINY = "260a96181b872c5d"
 
 
 # --- the promise -------------------------------------------------------------------------------

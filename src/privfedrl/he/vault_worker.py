@@ -93,12 +93,11 @@ def serve(requests: BinaryIO, answers: int, limit: Callable[[int], None]) -> Non
 
 
 def _serve(requests: BinaryIO, answers: int, limit: Callable[[int], None]) -> None:
-    from privfedrl.he.lattice import Decryptor, _sealapi, _zstandard
+    from privfedrl.he.lattice import Decryptor, load_libraries
     from privfedrl.he.parameter_sets import ParameterSet
     from privfedrl.he.residues import packed_bytes
 
-    for load in (_sealapi, _zstandard):  # takes files and memory that a key holder must not have
-        load()
+    load_libraries()  # takes files and memory that a key holder must not have
     limit(0)
     name = _read(requests, _length(requests, NAME_BYTES)).decode("ascii")
     parameters = ParameterSet.named(name)
