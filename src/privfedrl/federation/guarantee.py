@@ -15,6 +15,7 @@ from functools import cache
 from importlib import metadata
 
 from privfedrl.errors import PrivacyError
+from privfedrl.federation.adversaries import adversaries
 from privfedrl.federation.backends import Homomorphic
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.he import HEParameters
@@ -158,23 +159,16 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
     claims = [_claim(setup, setup.adversary, events)]
     if plan.protection.kind == "none":
         return tuple(claims)
-    known, readding = plan.privacy.max_colluding, plan.protection.readding
-    wider = ["public"]
-    if not plan.protection.homomorphic:
-        wider.insert(0, "coordinator")
-    elif readding == "auditor":
-        wider.insert(0, "key authority")
-    for name in wider:
-        claims.append(_claim(setup, name, list(_with_more_shares(setup, events, known))))
-    if plan.protection.homomorphic:
-        alone = "key authority" if readding == "key-authority" else "key authority with uploads"
-        single = "coordinator that lies about the sum" if readding == "none" else alone
-        for name in dict.fromkeys((single, alone)):
-            claims.append(_claim(setup, name, list(_with_one_share(setup, events))))
+    for adversary in adversaries(plan)[1:]:
+        if adversary.shares == "all":
+            known = plan.privacy.max_colluding
+            claims.append(_claim(setup, adversary.name, [*_with_more(setup, events, known)]))
+        if adversary.shares == "one":
+            claims.append(_claim(setup, adversary.name, [*_with_one_share(setup, events)]))
     return tuple(claims)
 
 
-def _with_more_shares(
+def _with_more(
     setup: RoundSetup, events: Iterable[tuple[str, DpEvent]], extra: int
 ) -> Iterable[tuple[str, DpEvent]]:
     """The same releases for somebody who knows ``extra`` fewer of the noise shares in them."""
@@ -424,7 +418,9 @@ def _caveats(setup: RoundSetup, today: datetime.date) -> CaveatsField:
         items.append(
             "CKKS is approximate: its decryption error depends on the key (IND-CPA-D). Sums are "
             "rounded to the grid before they leave the authority, under a key of one round, with "
-            "the agents' noise in them; exactness is an estimate, not a proof."
+            "the agents' noise in them; exactness is an estimate, not a proof. An agent that "
+            "uploads a malformed ciphertext makes the sum tell the round's key to a coordinator "
+            "that colludes with it, and nobody notices; BFV sums are checked for that."
         )
     if setup.mechanism is None:
         items.append("Control run: nothing is promised.")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from privfedrl.errors import ConfigurationError
+from privfedrl.federation.adversaries import adversaries
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
 from privfedrl.privacy import Adjacency, DpEvent, compose
@@ -108,8 +109,9 @@ class Promise:
             f"experience   {self.episodes_per_agent:,} episodes per agent in a run",
             f"epsilon at delta {self.delta:g}, worst case of the protocol:",
         ]
+        width = max(24, *(len(view.adversary) for view in self.views))
         lines += [
-            f"  {view.adversary:<24} {_figure(view.epsilon):>8}   replace-one "
+            f"  {view.adversary:<{width}} {_figure(view.epsilon):>8}   replace-one "
             f"{_figure(view.epsilon_replace):>8}   ({view.honest_shares} unknown noise shares)"
             for view in self.views
         ]
@@ -139,7 +141,7 @@ def promise(plan: Plan) -> Promise:
         protection=plan.protection.kind,
         delta=plan.privacy.delta,
         releases_per_unit=plan.releases_per_unit,
-        views=tuple(_view(setup, name, shares) for name, shares in _adversaries(plan)),
+        views=tuple(_view(setup, each.name, each.least(plan)) for each in adversaries(plan)),
         noise_multiplier=setup.noise_multiplier,
         threshold=plan.threshold,
         honest_floor=plan.honest_floor,
@@ -156,46 +158,6 @@ def promise(plan: Plan) -> Promise:
         * plan.fleet.trajectories
         * plan.training.local_steps,
     )
-
-
-def _adversaries(plan: Plan) -> list[tuple[str, int]]:
-    """Who is considered, and how many noise shares in a minimal sum each does not know."""
-    colluding = plan.privacy.max_colluding
-    public = ("public", plan.threshold)
-    if plan.protection.kind == "none":
-        return [("coordinator", 1), public]
-    if plan.protection.homomorphic:
-        return [*_with_key_authority(plan), ("one agent", plan.threshold - 1), public]
-    return [
-        (f"coordinator+{colluding}", plan.honest_floor),
-        ("coordinator", plan.threshold),
-        ("one agent", plan.threshold - 1),
-        public,
-    ]
-
-
-def _with_key_authority(plan: Plan) -> list[tuple[str, int]]:
-    """Whoever can have or read a single upload finds that agent's own noise share in it alone."""
-    coordinator = f"coordinator+{plan.privacy.max_colluding}"
-    match plan.protection.readding:
-        case "key-authority":
-            return [
-                (coordinator, plan.honest_floor),
-                ("coordinator", plan.threshold),
-                ("key authority", 1),
-            ]
-        case "auditor":
-            return [
-                (coordinator, plan.honest_floor),
-                ("coordinator", plan.threshold),
-                ("key authority", plan.threshold),
-                ("key authority with uploads", 1),
-            ]
-    return [
-        (f"{coordinator}, adding", plan.honest_floor),
-        ("coordinator, lying", 1),
-        ("key authority with uploads", 1),
-    ]
 
 
 def _view(setup: RoundSetup, adversary: str, shares: int) -> View:

@@ -13,8 +13,10 @@ from typing import Literal
 
 from privfedrl.encoding import FixedPoint, rounding_bound
 from privfedrl.errors import ConfigurationError
+from privfedrl.federation.adversaries import main_adversary
 from privfedrl.federation.backends import Backend, Homomorphic, Pairwise
 from privfedrl.he import HEParameters, ParameterSet
+from privfedrl.he.parameters import MIN_GUARD_BITS
 from privfedrl.plan import Plan
 from privfedrl.privacy import (
     DistributedSkellam,
@@ -145,7 +147,7 @@ def _cached(plan: Plan) -> RoundSetup:
         codec=codec,
         mechanism=mechanism,
         backend=_backend(plan, codec),
-        adversary=_adversary(plan),
+        adversary=main_adversary(plan),
     )
 
 
@@ -192,13 +194,14 @@ def _he_parameters(
     chosen = ParameterSet.named(plan.protection.parameter_set or default)
     carry = (plan.fleet.agents - 1).bit_length()
     needed = codec.narrowest_lane_bits
-    if needed + carry > chosen.plain_bits:
+    takes = needed + carry + (MIN_GUARD_BITS if chosen.exact else 0)
+    if takes > chosen.plain_bits:
         raise ConfigurationError(
             f"protection.parameter_set = {chosen.name!r} has {chosen.plain_bits} bits per slot; "
-            f"{plan.fleet.agents} agents' values of {needed} bits take {needed + carry}: choose a "
-            "wider set, or a smaller encoding.resolution"
+            f"the sum of {plan.fleet.agents} agents, {needed} bits, takes {takes} of them: choose "
+            "a wider set, or a smaller encoding.resolution"
         )
-    lanes = chosen.plain_bits // (needed + carry) if chosen.exact else 1
+    lanes = (chosen.plain_bits - MIN_GUARD_BITS) // (needed + carry) if chosen.exact else 1
     return HEParameters(
         num_clients=plan.fleet.agents,
         max_colluding=plan.privacy.max_colluding,
@@ -206,20 +209,10 @@ def _he_parameters(
         ring_bits=plan.encoding.ring_bits,
         parameter_set=chosen,
         value_bits=min(plan.encoding.ring_bits, chosen.plain_bits // lanes - carry),
+        sum_bits=needed,
         threshold=plan.threshold,
         min_clients=plan.protection.min_clients,
         min_honest=plan.protection.min_honest,
         readding=plan.protection.readding,
         differencing=differencing,
     )
-
-
-def _adversary(plan: Plan) -> str:
-    if plan.privacy.mechanism == "none":
-        return "nobody"
-    if plan.protection.kind == "none":
-        return "public"
-    coordinator = f"coordinator+{plan.privacy.max_colluding}"
-    if plan.protection.homomorphic and plan.protection.readding == "none":
-        return f"{coordinator}, adding honestly"
-    return coordinator

@@ -6,10 +6,16 @@ modulo 2^value_bits of what was encrypted: the same integer that masking gives.
 
 Notation: n = num_clients, w0 = value_bits, w = w0 + ceil(log2 n) = bits of a lane, L = lanes in a
 slot, D = vector_length, W = ceil(D / L) slots. Lane l of slot k holds coordinate l W + k.
+
+A slot is never full: what an honest sum can be is at most 2^-guard of what a slot can hold, guard
+>= 3. A malformed ciphertext can add a multiple of the secret key to the sum; it lands anywhere in
+each slot that it touches, and the key authority opens nothing that is out of range
+(audits/proofs/homomorphic_aggregation.md).
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
@@ -22,10 +28,13 @@ from privfedrl.he.parameter_sets import ParameterSet
 from privfedrl.he.residues import packed_bytes
 from privfedrl.parties.binding import digest
 
-__all__ = ["MAX_VECTOR_LENGTH", "PARAMETER_BYTES", "HEParameters", "Readding"]
+__all__ = ["MAX_VECTOR_LENGTH", "MIN_GUARD_BITS", "PARAMETER_BYTES", "HEParameters", "Readding"]
 
 MAX_VECTOR_LENGTH: Final = 2**26
 """The widest ciphertexts of so many coordinates still fit the 32-bit length field of a frame."""
+
+MIN_GUARD_BITS: Final = 3
+"""log2 of how many times more a slot can hold than an honest sum can be, at least."""
 
 Readding = Literal["key-authority", "auditor", "none"]
 """Who adds the uploads up again before anything is decrypted; see :class:`HEParameters`."""
@@ -33,7 +42,7 @@ Readding = Literal["key-authority", "auditor", "none"]
 Differencing = Literal["off", "model", "task"]
 RingVector = NDArray[np.unsignedinteger]
 
-_FORMAT: Final = struct.Struct(">32s11Q")
+_FORMAT: Final = struct.Struct(">32s12Q")
 PARAMETER_BYTES: Final = _FORMAT.size
 _NUMBERS: Final = (
     "num_clients",
@@ -41,6 +50,7 @@ _NUMBERS: Final = (
     "vector_length",
     "ring_bits",
     "value_bits",
+    "sum_bits",
     "threshold",
     "min_clients",
     "min_honest",
@@ -61,6 +71,8 @@ class HEParameters:
         parameter_set: the lattice; ``ParameterSet.named("bfv-4096-std")`` unless another is given.
         value_bits: w0: sums are exact modulo 2^w0, and come back centred, as residues modulo
             2^ring_bits. At most ring_bits. By default ring_bits, or what one lane holds.
+        sum_bits: sums outside [-2^(sum_bits - 1), 2^(sum_bits - 1)) are not opened; at most
+            value_bits, and that by default, which refuses nothing that is well-formed.
         threshold: fewest contributors of a sum that is decrypted.
         min_clients: the same from the agents' point of view; the larger of both counts.
         min_honest: fewest of them that are honest.
@@ -80,6 +92,7 @@ class HEParameters:
     ring_bits: int = 32
     parameter_set: ParameterSet = field(default_factory=lambda: ParameterSet.named("bfv-4096-std"))
     value_bits: int = 0
+    sum_bits: int = 0
     threshold: int
     min_clients: int = 2
     min_honest: int = 2
@@ -89,8 +102,13 @@ class HEParameters:
 
     def __post_init__(self) -> None:
         if self.value_bits == 0 and _is_integer(self.num_clients):
-            one_lane = self.parameter_set.plain_bits - _carry_bits(self.num_clients)
+            spare = _carry_bits(self.num_clients) + (
+                MIN_GUARD_BITS if self.parameter_set.exact else 0
+            )
+            one_lane = self.parameter_set.plain_bits - spare
             object.__setattr__(self, "value_bits", min(self.ring_bits, one_lane))
+        if self.sum_bits == 0:
+            object.__setattr__(self, "sum_bits", self.value_bits)
         problems = [*self._type_problems()] or [*self._value_problems()]
         if problems:
             raise ConfigurationError("; ".join(problems), problems=tuple(problems))
@@ -123,10 +141,19 @@ class HEParameters:
             problems.append(
                 f"value_bits must be <= ring_bits = {self.ring_bits}, got {self.value_bits}"
             )
+        if self.sum_bits > self.value_bits:
+            problems.append(
+                f"sum_bits must be <= value_bits = {self.value_bits}, got {self.sum_bits}"
+            )
         if self.lane_bits > chosen.plain_bits:
             problems.append(
                 f"a lane of {chosen.name} has at most {chosen.plain_bits} bits, a sum of "
                 f"{self.num_clients} values of {self.value_bits} bits takes {self.lane_bits}"
+            )
+        elif self.lanes == 0:
+            problems.append(
+                f"a slot of {chosen.name} has no {MIN_GUARD_BITS} bits to spare beside a sum of "
+                f"{self.num_clients} values of {self.value_bits} bits: fewer value_bits or sum_bits"
             )
         if not max(self.max_colluding + 1, self.min_clients) <= self.num_clients:
             problems.append(
@@ -156,10 +183,24 @@ class HEParameters:
 
     @property
     def lanes(self) -> int:
-        """L, lanes in a slot; CKKS has one."""
+        """L, lanes in a slot: as many as leave the guard; CKKS has one."""
         if not self.parameter_set.exact:
             return 1
-        return self.parameter_set.plain_bits // self.lane_bits
+        most = self.parameter_set.plain_bits // self.lane_bits
+        return next((n for n in range(most, 0, -1) if self._guard(n) >= MIN_GUARD_BITS), 0)
+
+    @property
+    def guard_bits(self) -> float:
+        """log2 of what a slot can hold over what an honest sum in it can be; 0 for CKKS.
+
+        CKKS has no such guard: a perturbation can be as small as its maker likes.
+        """
+        return self._guard(self.lanes) if self.parameter_set.exact else 0.0
+
+    def _guard(self, lanes: int) -> float:
+        t, n = self.parameter_set.plain_modulus or 1, self.num_clients
+        honest = min(n * (2**self.value_bits - 1) + 1, (n + 1) * 2**self.sum_bits)
+        return math.log2(t) - lanes * math.log2(honest)
 
     @property
     def slots(self) -> int:

@@ -1,0 +1,84 @@
+"""Whom a plan's figures are about, and how much of the noise each of them does not know.
+
+Guarantee: promise and statement list the same adversaries, and the first is the one that the noise
+was calibrated for. Whoever can have or read a single upload is listed with the single share in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from privfedrl.plan import Plan
+
+__all__ = ["Adversary", "adversaries", "main_adversary"]
+
+Shares = Literal["honest", "all", "all but one", "one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adversary:
+    """One row.
+
+    Attributes:
+        name: as it is printed.
+        shares: noise shares in a release that it does not know: those of the survivors less the
+            colluders ("honest"), of all survivors, of all but its own, or of the victim alone.
+    """
+
+    name: str
+    shares: Shares
+
+    def least(self, plan: Plan) -> int:
+        """How many these are when as few survive as the protocol allows."""
+        return {
+            "honest": plan.honest_floor,
+            "all": plan.threshold,
+            "all but one": plan.threshold - 1,
+            "one": 1,
+        }[self.shares]
+
+
+def main_adversary(plan: Plan) -> str:
+    """Against whom the plan's epsilon holds."""
+    if plan.privacy.mechanism == "none":
+        return "nobody"
+    if plan.protection.kind == "none":
+        return "public"
+    coordinator = f"coordinator+{plan.privacy.max_colluding}"
+    duties = _duties(plan)
+    return f"{coordinator}, {' and '.join(duties)} honestly" if duties else coordinator
+
+
+def adversaries(plan: Plan) -> tuple[Adversary, ...]:
+    """Everybody whom the figures are about."""
+    public = Adversary("public", "all")
+    if plan.protection.kind == "none":
+        return (Adversary("coordinator", "one"), public)
+    rest = (Adversary("coordinator", "all"), Adversary("one agent", "all but one"), public)
+    return (Adversary(main_adversary(plan), "honest"), *_key_holders(plan), *rest)
+
+
+def _duties(plan: Plan) -> list[str]:
+    """What the coordinator and its colluding agents must do right for the figure to hold."""
+    duties = []
+    if plan.protection.homomorphic and plan.protection.readding == "none":
+        duties.append("adding")
+    if plan.protection.kind == "ckks":
+        duties.append("encrypting")  # a malformed upload makes the sum tell the round's key
+    return duties
+
+
+def _key_holders(plan: Plan) -> tuple[Adversary, ...]:
+    if not plan.protection.homomorphic:
+        return ()
+    found = []
+    if _duties(plan):
+        found.append(Adversary("coordinator that does not", "one"))
+    if plan.protection.readding == "key-authority":
+        return (*found, Adversary("key authority", "one"))
+    return (
+        *found,
+        Adversary("key authority", "all"),
+        Adversary("key authority with uploads", "one"),
+    )
