@@ -91,6 +91,7 @@ class HEClient(Participant):
         self._vector: RingVector | None = None
         self._ciphertexts: bytes | None = None
         self._roster: FixedRoster | None = None
+        self._promised = b""
         self._survivors: tuple[str, ...] = ()
 
     @property
@@ -161,8 +162,10 @@ class HEClient(Participant):
         self._vector = None
         self._key = key_digest(self._cfg, key)
         name = self._identity.name
-        promised = commitment(self._cfg, self._key, name, self._ciphertexts)
-        return self._answer(Commit(cfg=self._cfg, key=self._key, sender=name, commitment=promised))
+        self._promised = commitment(self._cfg, self._key, name, self._ciphertexts)
+        return self._answer(
+            Commit(cfg=self._cfg, key=self._key, sender=name, commitment=self._promised)
+        )
 
     def _on_roster(self, message: Roster) -> list[Outgoing]:
         """Upload, if what this agent committed to is in the roster and its journal allows it."""
@@ -171,7 +174,7 @@ class HEClient(Participant):
             message, config=config, registry=self._registry, parameters=self._parameters
         )
         ciphertexts = present(self._ciphertexts)
-        if roster.commitments.get(name) != commitment(self._cfg, self._key, name, ciphertexts):
+        if roster.commitments.get(name) != self._promised:
             raise abort(AbortCode.ROSTER_MISMATCH, "the roster does not hold this agent's promise")
         answer = self._answer(
             Upload(

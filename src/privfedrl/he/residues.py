@@ -12,7 +12,7 @@ Reference: addition of BFV and CKKS ciphertexts is coefficient-wise (eprint 2012
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ Residues = NDArray[np.uint64]
 """uint64 [count, 2, primes, N]; every entry below its prime."""
 
 _POLYNOMIALS: Final = 2
+_HALF: Final = 32
+"""From this width on, a pair takes at least the eight bytes of a word."""
+_BLOCK: Final = 8
+"""Ciphertexts that are added at a time: few enough to stay in a cache of a megabyte."""
 
 
 def packed_bytes(primes: Sequence[int], degree: int) -> int:
@@ -44,7 +48,7 @@ def pack(residues: Residues, primes: Sequence[int]) -> bytes:
     for polynomial in range(_POLYNOMIALS):
         for index, prime in enumerate(primes):
             size = _row_bytes(prime, degree)
-            out[:, at : at + size] = _narrow(residues[:, polynomial, index], _width(prime))
+            _narrow(residues[:, polynomial, index], out[:, at : at + size], _width(prime))
             at += size
     return out.tobytes()
 
@@ -64,20 +68,22 @@ def unpack(data: bytes | memoryview, primes: Sequence[int], degree: int, count: 
     for polynomial in range(_POLYNOMIALS):
         for index, prime in enumerate(primes):
             row = _row_bytes(prime, degree)
-            wide = _widen(packed[:, at : at + row], _width(prime))
+            wide = residues[:, polynomial, index]
+            _widen(packed[:, at : at + row], wide, _width(prime))
             if wide.size and int(wide.max()) >= prime:
                 raise RemoteProtocolError("a residue must be below its prime")
-            residues[:, polynomial, index] = wide
             at += row
     return residues
 
 
 def add_into(total: Residues, addend: Residues, primes: Sequence[int]) -> None:
     """total += addend modulo each prime, in place. Both hold residues of <= 60 bits."""
-    np.add(total, addend, out=total)
-    # below the prime, the subtraction wraps to a huge number and the minimum keeps the sum
     moduli = np.asarray(primes, dtype=np.uint64)[:, None]
-    np.minimum(total, total - moduli, out=total)
+    for at in range(0, len(total), _BLOCK):
+        part = total[at : at + _BLOCK]
+        part += addend[at : at + _BLOCK]
+        # below the prime, the subtraction wraps to a huge number and the minimum keeps the sum
+        np.minimum(part, part - moduli, out=part)
 
 
 def _width(prime: int) -> int:
@@ -88,30 +94,37 @@ def _row_bytes(prime: int, degree: int) -> int:
     return degree * _width(prime) // 8
 
 
-def _narrow(words: Residues, width: int) -> NDArray[np.uint8]:
-    """uint64 [count, N] -> uint8 [count, N width / 8]: two words become width / 4 bytes."""
+def _narrow(words: Residues, out: NDArray[np.uint8], width: int) -> None:
+    """Write uint64 [count, N] to uint8 [count, N width / 8]: a pair becomes width / 4 bytes."""
     low, high = words[:, 0::2], words[:, 1::2]
-    pairs = np.empty((*low.shape, 2), dtype="<u8")
-    if width > 32:
-        pairs[..., 0] = low | (high << np.uint64(width))  # what is shifted out is in the next word
-        pairs[..., 1] = high >> np.uint64(64 - width)
-    else:
-        pairs[..., 0] = low | (high << np.uint64(width))
-    kept = pairs.view(np.uint8)[..., : width // 4]
-    return kept.reshape(words.shape[0], -1)
+    if width < _HALF:
+        pair = (low | (high << np.uint64(width))).astype("<u8")
+        kept = pair.view(np.uint8).reshape(*pair.shape, 8)[..., : width // 4]
+        out[:] = kept.reshape(out.shape)
+        return
+    # the second eight bytes first: the first eight then put right what both cover
+    _view(out, width, width // 4 - 8)[:] = high << np.uint64(64 - width)
+    _view(out, width, 0)[:] = low | (high << np.uint64(width))
 
 
-def _widen(packed: NDArray[np.uint8], width: int) -> Residues:
+def _widen(packed: NDArray[np.uint8], out: Residues, width: int) -> None:
     """Inverse of :func:`_narrow`."""
-    count = packed.shape[0]
-    groups = packed.reshape(count, -1, width // 4)
-    pairs = np.zeros((*groups.shape[:2], 2), dtype="<u8")
-    pairs.view(np.uint8)[..., : width // 4] = groups
     mask = np.uint64((1 << width) - 1)
-    words = np.empty((count, 2 * groups.shape[1]), dtype=np.uint64)
-    words[:, 0::2] = pairs[..., 0] & mask
-    high = pairs[..., 0] >> np.uint64(width)
-    if width > 32:
-        high |= pairs[..., 1] << np.uint64(64 - width)
-    words[:, 1::2] = high & mask
-    return words
+    if width < _HALF:
+        groups = packed.reshape(*out[:, 0::2].shape, width // 4)
+        pair = np.zeros((*groups.shape[:2], 8), dtype=np.uint8)
+        pair[..., : width // 4] = groups
+        both = pair.view("<u8")[..., 0]
+        out[:, 0::2] = both & mask
+        out[:, 1::2] = (both >> np.uint64(width)) & mask
+        return
+    out[:, 0::2] = _view(packed, width, 0) & mask
+    out[:, 1::2] = _view(packed, width, width // 4 - 8) >> np.uint64(64 - width)
+
+
+def _view(rows: NDArray[np.uint8], width: int, offset: int) -> NDArray[Any]:
+    """Eight bytes of every pair, from ``offset`` on, as little-endian words without a copy."""
+    pairs = rows.shape[1] // (width // 4)
+    return np.lib.stride_tricks.as_strided(
+        rows[:, offset:].view(), (rows.shape[0], pairs, 8), (rows.strides[0], width // 4, 1)
+    ).view("<u8")[..., 0]

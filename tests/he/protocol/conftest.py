@@ -60,7 +60,7 @@ class LoggedVault(LocalVault):
         return super().decrypt(ciphertexts, count)
 
     def destroy(self) -> None:
-        if self.alive:
+        if self._decryptor is not None:
             self._log.append("destroy")
         super().destroy()
 
