@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from privfedrl.encoding.lanes import MAX_LANE_BITS, MIN_LANE_BITS
 from privfedrl.errors import ConfigurationError, StorageError
+from privfedrl.federation.setup import round_setup
+from privfedrl.he.parameter_sets import PARAMETER_SETS
 from privfedrl.plan import (
     EncodingPlan,
     FederationPlan,
@@ -30,7 +32,7 @@ from privfedrl.plan import (
     SimulationPlan,
     TrainingPlan,
 )
-from privfedrl.plan_rules import MAX_PAIRWISE_AGENTS
+from privfedrl.plan_rules import HE_AGENTS, MAX_PAIRWISE_AGENTS
 from privfedrl.secagg.parameters import MAX_COMPLETE
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
@@ -577,5 +579,161 @@ def test_checking_a_plan_loads_neither_torch_nor_gymnasium() -> None:
         "import sys; from privfedrl.plan import Plan; "
         f"Plan.from_toml({str(EXAMPLES / 'cartpole_fleet.toml')!r}).check(); "
         "assert not {'torch', 'gymnasium', 'opacus', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- homomorphic plans --------------------------------------------------------------------------
+
+
+def test_the_plan_and_the_lattices_agree_on_the_sets_and_their_largest_cohorts() -> None:
+    expected: dict[str, dict[str, int]] = {"bfv": {}, "ckks": {}}
+    for name, chosen in PARAMETER_SETS.items():
+        expected[chosen.kind][name] = chosen.max_clients
+    assert expected == HE_AGENTS
+
+
+def test_the_set_that_a_plan_leaves_open_is_the_first_of_its_kind() -> None:
+    """The rules count agents by the first; the round is set up with the default."""
+    for kind, sets in HE_AGENTS.items():
+        open_plan = tiny(protection={"kind": kind})
+        named = tiny(protection={"kind": kind, "parameter_set": next(iter(sets))})
+        found = [round_setup(plan).backend for plan in (open_plan, named)]
+        assert found[0] == found[1]
+        assert open_plan.digest != named.digest
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, sets in HE_AGENTS.items() for name in sets]
+)
+def test_every_set_takes_its_largest_cohort_and_not_one_agent_more(kind: str, name: str) -> None:
+    most = HE_AGENTS[kind][name]
+    chosen = {"kind": kind, "parameter_set": name}
+    promise = tiny(fleet={"agents": most}, protection=chosen).check()
+    assert promise.threshold == (most + 1) // 2 + 1
+    with pytest.raises(ConfigurationError, match=rf"fleet\.agents must lie in \[2, {most}\]"):
+        tiny(fleet={"agents": most + 1}, protection=chosen)
+
+
+@pytest.mark.parametrize("kind", ["bfv", "ckks"])
+@pytest.mark.parametrize("readding", ["key-authority", "auditor", "none"])
+def test_a_homomorphic_plan_survives_being_written_and_read(kind: str, readding: str) -> None:
+    plan = tiny(protection={"kind": kind, "readding": readding})
+    assert plan.protection.homomorphic
+    again = Plan.from_text(plan.to_toml())
+    assert again == plan
+    assert again.digest == plan.digest
+
+
+def test_every_way_to_sum_and_to_re_add_has_a_digest_of_its_own() -> None:
+    digests = {
+        tiny(protection={"kind": kind, "readding": readding}).digest
+        for kind in ("pairwise", "bfv", "ckks", "none")
+        for readding in ("key-authority", "auditor", "none")
+    }
+    assert len(digests) == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"protection": {"kind": "bfv"}, "fleet": {"agents": 65}}, r"fleet\.agents .* \[2, 64\]"),
+        (
+            {"protection": {"kind": "bfv", "parameter_set": "ckks-4096-add"}},
+            r"protection\.parameter_set must be one of .*'bfv-4096-std'.* for kind 'bfv'",
+        ),
+        (
+            {"protection": {"kind": "ckks", "parameter_set": "bfv-4096-std"}},
+            r"protection\.parameter_set must be one of \['ckks-4096-add'\] for kind 'ckks'",
+        ),
+        (
+            {"protection": {"kind": "bfv", "parameter_set": "bfv-8192"}},
+            r"protection\.parameter_set must be one of .* got 'bfv-8192'",
+        ),
+        (
+            {"protection": {"parameter_set": "bfv-4096-std"}},
+            r"protection\.parameter_set is for kinds 'bfv' and 'ckks', got .* kind 'pairwise'",
+        ),
+        (
+            {"protection": {"kind": "bfv"}, "encoding": {"ring_bits": 64, "lane_bits": 21}},
+            r"encoding\.lane_bits must be absent with kind 'bfv'",
+        ),
+        (
+            {"protection": {"kind": "bfv", "threshold": 1, "min_honest": 2}},
+            r"protection\.threshold must be > privacy\.max_colluding = 1 and <= 6, got 1",
+        ),
+        (
+            {"protection": {"kind": "ckks", "threshold": 7}},
+            r"protection\.threshold must be > privacy\.max_colluding = 1 and <= 6, got 7",
+        ),
+        ({"protection": {"kind": "bfv", "readding": "somebody"}}, r"protection\.readding"),
+        ({"protection": {"kind": "paillier"}}, r"protection\.kind"),
+        ({"protection": {"kind": "bfv", "min_clients": 1}}, r"protection\.min_clients must be >= 2"),
+        (
+            {"protection": {"kind": "bfv"}, "privacy": {"max_colluding": 6}},
+            r"privacy\.max_colluding must be < fleet\.agents = 6",
+        ),
+    ],
+)
+def test_what_does_not_fit_encryption_is_named(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        tiny(**changes)
+
+
+def test_everything_that_does_not_fit_encryption_is_named_at_once() -> None:
+    with pytest.raises(ConfigurationError) as found:
+        tiny(
+            fleet={"agents": 65},
+            privacy={"max_colluding": 3},
+            encoding={"ring_bits": 64, "lane_bits": 21},
+            protection={"kind": "bfv", "threshold": 3, "min_clients": 66},
+        )
+    expected = (
+        "fleet.agents must lie in [2, 64], got 65",
+        "encoding.lane_bits must be absent with kind 'bfv'",
+        "protection.threshold must be > privacy.max_colluding = 3",
+        "threshold - max_colluding must be >= protection.min_honest = 3",
+        "protection.min_clients must be <= fleet.agents = 65",
+    )
+    assert len(found.value.problems) == len(expected)
+    for problem, words in zip(found.value.problems, expected, strict=True):
+        assert problem.startswith(words)
+        assert problem in str(found.value)
+
+
+def test_encryption_allows_a_threshold_at_which_masking_would_not_hold() -> None:
+    """No half of the agents is needed: nobody's masks are recovered."""
+    low = {"threshold": 4, "min_honest": 3, "min_clients": 4}
+    assert tiny(fleet={"agents": 12}, protection=low | {"kind": "bfv"}).check().threshold == 4
+    with pytest.raises(ConfigurationError, match=r"\(fleet\.agents \+ privacy\.max_colluding\)"):
+        tiny(fleet={"agents": 12}, protection=low)
+
+
+@pytest.mark.parametrize("name", ["bfv-4096-192", "bfv-4096-std", "ckks-4096-add"])
+def test_a_resolution_that_is_too_fine_for_a_set_is_refused_with_a_remedy(name: str) -> None:
+    """And the remedy helps: a coarser grid, or where there is one, a wider set."""
+    kind = name.partition("-")[0]
+    given: dict[str, Any] = {
+        "privacy": {"mechanism": "none"},
+        "protection": {"kind": kind, "parameter_set": name},
+        "encoding": {"ring_bits": 64, "resolution": 2**30},
+    }
+    with pytest.raises(ConfigurationError) as found:
+        tiny(**given).check()
+    text = str(found.value)
+    assert f"protection.parameter_set = {name!r} has " in text
+    assert "wider set, or a smaller encoding.resolution" in text
+    assert tiny(**given | {"encoding": {"ring_bits": 64, "resolution": 1024}}).check()
+    if kind == "bfv":
+        wide = {"kind": "bfv", "parameter_set": "bfv-4096-wide"}
+        assert tiny(**given | {"protection": wide}).check()
+
+
+def test_checking_an_encrypted_plan_loads_neither_torch_nor_tenseal(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(tiny(protection={"kind": "bfv"}).to_toml())
+    code = (
+        "import sys; from privfedrl.plan import Plan; "
+        f"Plan.from_toml({str(tmp_path / 'plan.toml')!r}).check(); "
+        "assert not {'torch', 'gymnasium', 'opacus', 'tenseal'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

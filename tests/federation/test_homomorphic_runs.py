@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,8 @@ from privfedrl.he import HETranscript, LocalVault, Vault
 from privfedrl.he.frames import Kind
 from privfedrl.parties import Registry
 from privfedrl.plan import MeanReturnRelease, Plan
-from privfedrl.primitives.random import DeterministicEntropy
-from privfedrl.privacy import Ledger
+from privfedrl.primitives.random import DeterministicEntropy, system_entropy
+from privfedrl.privacy import Charge, Ledger
 from privfedrl.secagg import Transcript
 
 ONE = Runtime(workers=1)
@@ -80,6 +82,29 @@ def survivors(path: Path) -> list[tuple[str, ...]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For runs that several tests read; in memory where the system allows it, as ``tmp_path``."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path_factory.mktemp("runs")
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as found:
+        yield Path(found)
+
+
+def vaults_by(patch: pytest.MonkeyPatch, vault: Callable[[], Any]) -> None:
+    """Every trustee of a run takes its vaults from ``vault``."""
+    patch.setattr(
+        simulation, "Trustee", lambda *args, **kwargs: Trustee(*args, vault=vault, **kwargs)
+    )
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vaults without a process, where the process is not the point: each costs 0.3 s."""
+    vaults_by(monkeypatch, LocalVault)
+
+
 # --- bit for bit --------------------------------------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -91,7 +116,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfv, compact": {"kind": "bfv", "parameter_set": "bfv-4096-compact"},
     "bfv, 192": {"kind": "bfv", "parameter_set": "bfv-4096-192"},
     "ckks": {"kind": "ckks"},
-    "ckks, auditor": {"kind": "ckks", "readding": "auditor"},
 }
 LAYERS: dict[str, dict[str, dict[str, Any]]] = {
     "trajectory": {
@@ -114,26 +138,25 @@ LAYERS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def pairwise(
-    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., Plan]
-) -> dict[str, Run]:
+def pairwise(folder: Path, make_plan: Callable[..., Plan]) -> dict[str, Run]:
     """The masked run of each layer, that all others are compared with."""
     return {
         name: run(
             make_plan(layer),
-            tmp_path_factory.mktemp("pairwise") / "run",
+            folder / "pairwise" / name,
             entropy=DeterministicEntropy(b"a"),
         )
         for name, layer in LAYERS.items()
     }
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("layer", "variant"),
     [
         *(("trajectory", name) for name in VARIANTS),
-        *(("agent", name) for name in ("none", "bfv", "ckks")),
-        *(("64-bit ring", name) for name in ("bfv", "ckks")),
+        *(("agent", name) for name in ("bfv", "ckks")),
+        ("64-bit ring", "bfv"),
     ],
 )
 def test_the_policy_is_bit_for_bit_that_of_masking_dropouts_included(
@@ -161,14 +184,12 @@ def test_the_policy_is_bit_for_bit_that_of_masking_dropouts_included(
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., Plan]
-) -> dict[str, Run]:
+def finished(folder: Path, make_plan: Callable[..., Plan]) -> dict[str, Run]:
     """One run per way of re-adding; real vaults, system entropy. Read only."""
     return {
         readding: run(
             make_plan(SHORT, protection={"kind": "bfv", "readding": readding}),
-            tmp_path_factory.mktemp("bfv") / "run",
+            folder / "finished" / readding,
         )
         for readding in ("key-authority", "auditor", "none")
     }
@@ -222,6 +243,7 @@ def test_two_runs_with_system_entropy_never_release_the_same_policy(
     assert len(policies) == 3
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_encrypted_fleet_learns(tmp_path: Path, make_plan: Callable[..., Plan]) -> None:
     """From 24 steps to more than 60 of at most 200, with noise.
 
@@ -231,8 +253,8 @@ def test_an_encrypted_fleet_learns(tmp_path: Path, make_plan: Callable[..., Plan
     plan = make_plan(
         fleet={"trajectories": 12, "horizon": 200},
         privacy={"epsilon": 50.0},
-        federation={"rounds": 12, "learning_rate": 0.1},
-        simulation={"evaluation_interval": 12},
+        federation={"rounds": 8, "learning_rate": 0.1},
+        simulation={"evaluation_interval": 8},
         protection={"kind": "bfv"},
     )
     done = run(plan, tmp_path / "run")
@@ -261,13 +283,10 @@ def test_a_run_leaves_exactly_these_files_and_none_is_for_a_secret_key(
     for name in (*people, KEY_AUTHORITY):  # the auditor keeps nothing
         expected |= {f"agents/{name}/ledger.db", f"agents/{name}/journal.db"}
     path = finished[readding].path
-    found = {
-        str(one.relative_to(path))
-        for one in path.rglob("*")
-        if one.is_file() and not one.name.startswith(("report", "return.", "epsilon.", "time."))
-    }
-    found -= {"bytes.png"}  # another test draws the report
-    assert found == expected
+    found = {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()}
+    # beside an open SQLite file, and after it was only read
+    side_files = {f"{name}-{kind}" for name in expected for kind in ("wal", "shm")}
+    assert found - side_files == expected
     for name in (*people, "coordinator", *services):
         key = json.loads((path / "keys" / f"{name}.json").read_text())
         assert sorted(key) == ["format", "name", "secret_key"]
@@ -276,16 +295,16 @@ def test_a_run_leaves_exactly_these_files_and_none_is_for_a_secret_key(
         assert (path / "keys" / f"{name}.json").stat().st_mode & 0o077 == 0
 
 
-def test_no_file_of_a_run_is_large_enough_for_a_secret_key_unless_it_is_a_record_or_database(
+def test_no_file_of_a_run_has_room_for_a_secret_key_beside_what_is_accounted_for(
     finished: dict[str, Run],
 ) -> None:
     """A ternary secret of 4096 coefficients has 4096 log2(3) / 8 = 811 bytes of entropy."""
     path = finished["key-authority"].path
     least = 811
-    readable = {".json", ".toml", ".jsonl", ".safetensors", ".html", ".png"}
     for one in path.rglob("*"):
-        if one.is_file() and one.suffix not in readable and one.stat().st_size >= least:
-            assert one.suffix == ".db" or one.parent.name == "transcript" or one.name in RUN_FILES
+        accounted = one.parent.name == "transcript" or one.name in RUN_FILES
+        if one.is_file() and not accounted and ".db" not in one.name:
+            assert one.stat().st_size < least, one
     with contextlib.closing(sqlite3.connect(path / "agents" / KEY_AUTHORITY / "journal.db")) as db:
         tables = [
             name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")
@@ -312,9 +331,7 @@ def test_a_finished_run_leaves_no_process(
             super().__init__()
             made.append(self)
 
-    monkeypatch.setattr(
-        simulation, "Trustee", lambda *args, **kwargs: Trustee(*args, vault=Recorded, **kwargs)
-    )
+    vaults_by(monkeypatch, Recorded)
     run(make_plan(SHORT, protection={"kind": "bfv"}), tmp_path / "run")
     assert len(made) == ROUNDS + 1  # one a round, and the one that was kept warm
     assert not any(one.alive for one in made)
@@ -333,9 +350,7 @@ def test_a_run_that_fails_leaves_no_process_either(
         def decrypt(self, ciphertexts: bytes, count: int) -> Any:
             raise Killed
 
-    monkeypatch.setattr(
-        simulation, "Trustee", lambda *args, **kwargs: Trustee(*args, vault=Dying, **kwargs)
-    )
+    vaults_by(monkeypatch, Dying)
     with pytest.raises(Killed):
         run(make_plan(SHORT, protection={"kind": "bfv"}), tmp_path / "run")
     assert made
@@ -345,17 +360,16 @@ def test_a_run_that_fails_leaves_no_process_either(
 # --- the report ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("readding", ["key-authority", "none"])
 def test_the_report_of_an_encrypted_run_names_its_protection(
-    finished: dict[str, Run], tmp_path: Path, readding: str
+    finished: dict[str, Run], tmp_path: Path
 ) -> None:
-    shutil.copytree(finished[readding].path, tmp_path / "run")
+    shutil.copytree(finished["none"].path, tmp_path / "run")
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "bfv, threshold 4 of 6" in page
     assert "pfrl-he/1 with bfv-4096-std: BFV, N = 4096" in " ".join(page.split())
     assert "GUARANTEE STATEMENT" in page
     assert "NO CRYPTOGRAPHIC PROTECTION" not in page
-    assert ("Nobody re-adds" in page) == (readding == "none")
+    assert "Nobody re-adds: a lying coordinator" in " ".join(page.split())
 
 
 # --- death between charge and decryption --------------------------------------------------------
@@ -405,9 +419,7 @@ def test_a_process_killed_between_charge_and_decryption_has_charged_and_never_op
             opened.append(releases(out, KEY_AUTHORITY))
             return super().decrypt(ciphertexts, count)
 
-    monkeypatch.setattr(
-        simulation, "Trustee", lambda *args, **kwargs: Trustee(*args, vault=Recorded, **kwargs)
-    )
+    vaults_by(monkeypatch, Recorded)
     resumed = run(plan, out, resume=True)
     assert resumed.summary.rounds == 3
     assert [(row["round"], row["attempt"]) for row in rows(out)] == [(0, 0), (1, 1), (2, 0)]
@@ -421,11 +433,16 @@ def test_a_process_killed_between_charge_and_decryption_has_charged_and_never_op
     assert verify_transcripts(records(out), Registry.load(out / "registry.json")).ok
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("owner", "name"),
-    [(Trustee, "_charge"), (Vault, "open"), (Vault, "decrypt"), (RunDirectory, "save")],
-    ids=["the charge", "the key", "the decryption", "the checkpoint"],
+    ("owner", "name", "after"),
+    [
+        (Trustee, "_charge", False),
+        (Trustee, "_charge", True),
+        (Vault, "open", True),
+        (Vault, "decrypt", True),
+        (RunDirectory, "save", False),
+    ],
+    ids=["charge, before", "charge", "key", "decryption", "checkpoint, before"],
 )
 def test_a_run_that_died_beside_any_step_of_the_trustee_goes_on(
     tmp_path: Path, make_plan: Callable[..., Plan], owner: Any, name: str, after: bool
@@ -449,12 +466,10 @@ def test_a_run_that_died_beside_any_step_of_the_trustee_goes_on(
             run(plan, out)
     run(plan, out, resume=True)
     assert [row["round"] for row in rows(out)] == [0, 1]
-    charged = releases(out, KEY_AUTHORITY)
-    lost = (name, after) in (("_charge", True), ("decrypt", False), ("decrypt", True))
-    lost = lost or (name, after) == ("save", False)
-    unseen = (name, after) in (("_charge", False), ("open", False), ("open", True))
-    expected = ["0/0", *(["1/0"] if lost else []), "1/1" if lost or unseen else "1/0"]
-    assert charged == expected
+    # what was charged before it died stays charged, and the round is made anew
+    charged = (name, after) not in ((("_charge", False)), ("open", True))
+    expected = ["0/0", *(["1/0"] if charged else []), "1/1"]
+    assert releases(out, KEY_AUTHORITY) == expected
     with ledger(out, KEY_AUTHORITY) as own:
         assert own.verify().settled == len(expected)
 
@@ -463,11 +478,9 @@ def test_a_run_that_died_beside_any_step_of_the_trustee_goes_on(
 
 
 @pytest.fixture(scope="module")
-def halted_once(
-    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., Plan]
-) -> tuple[Plan, Path, bytes]:
+def halted_once(folder: Path, make_plan: Callable[..., Plan]) -> tuple[Plan, Path, bytes]:
     """A run that died after two of three rounds, and its trustee's ledger after the first."""
-    plan, out = make_plan(protection={"kind": "bfv"}), tmp_path_factory.mktemp("halted") / "run"
+    plan, out = make_plan(protection={"kind": "bfv"}), folder / "halted"
     original, copies = RunDirectory.save, list[bytes]()
 
     def dying(self: RunDirectory, *args: Any, **kwargs: Any) -> None:
@@ -493,6 +506,7 @@ def halted(halted_once: tuple[Plan, Path, bytes], tmp_path: Path) -> tuple[Plan,
     return plan, tmp_path / "run", older
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_interrupted_run_goes_on_from_the_same_anchors(
     halted: tuple[Plan, Path, bytes],
 ) -> None:
@@ -565,6 +579,7 @@ def test_a_run_is_not_continued_under_another_protection(
         run(plan.replace("protection", **changes), out, resume=True)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_trustees_journal_that_knows_later_rounds_opens_none(
     halted: tuple[Plan, Path, bytes],
 ) -> None:
@@ -600,12 +615,11 @@ def refusing(patch: pytest.MonkeyPatch, owner: type[Any], kind: Kind, *, times: 
     ("owner", "kind"),
     [
         (Trustee, Kind.CONFIG),
-        (Trustee, Kind.PROPOSAL),
         (Trustee, Kind.SEALED),
-        (SumAuditor, Kind.ROSTER),
         (SumAuditor, Kind.SEALED),
     ],
 )
+@pytest.mark.usefixtures("in_process")
 def test_a_service_that_does_not_answer_costs_an_attempt_and_the_next_has_fresh_trajectories(
     tmp_path: Path,
     make_plan: Callable[..., Plan],
@@ -619,7 +633,7 @@ def test_a_service_that_does_not_answer_costs_an_attempt_and_the_next_has_fresh_
     found = [(row["attempt"], row["aborted_before"]) for row in rows(done.path)]
     assert found == [(1, ["Deadline"]), (0, [])]
     assert releases(done.path, KEY_AUTHORITY) == ["0/1", "1/0"]
-    uploaded = kind is Kind.SEALED or owner is SumAuditor
+    uploaded = kind is Kind.SEALED
     assert releases(done.path, "agent-000") == [*(["0/0"] if uploaded else []), "0/1", "1/0"]
     with ledger(done.path, "agent-000") as own:
         groups = [one.charge.group for one in own.reservations()]
@@ -629,6 +643,7 @@ def test_a_service_that_does_not_answer_costs_an_attempt_and_the_next_has_fresh_
         assert own.verify().reservations == ROUNDS + 1  # the lost attempt stands at its worst case
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_service_that_never_answers_ends_the_run_and_opens_nothing(
     tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,6 +655,7 @@ def test_a_service_that_never_answers_ends_the_run_and_opens_nothing(
     assert rows(tmp_path / "run") == []
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("kind", [Kind.CONTEXT, Kind.ROSTER, Kind.RECEIPT])
 def test_agents_that_refuse_are_dropouts(
     tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, kind: Kind
@@ -664,6 +680,7 @@ def test_agents_that_refuse_are_dropouts(
         assert (found.reservations, found.settled) == (ROUNDS * (in_sum == 6), 0)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_too_many_refusals_open_nothing_and_the_trustee_charges_nothing(
     tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -676,16 +693,15 @@ def test_too_many_refusals_open_nothing_and_the_trustee_charges_nothing(
     assert releases(tmp_path / "run", KEY_AUTHORITY) == []
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_trustees_budget_ends_a_run_though_the_coordinators_does_not(
     tmp_path: Path, make_plan: Callable[..., Plan], agent_unit: dict[str, dict[str, Any]]
 ) -> None:
     """The coordinator lost its ledger's past; the key authority did not."""
     plan, out = make_plan(agent_unit, protection={"kind": "bfv"}), tmp_path / "run"
     setup = round_setup(plan)
-    with Participants.open(RunDirectory(out), plan, DeterministicEntropy(b"")) as people:
-        (out / "transcript").mkdir()
-        from privfedrl.privacy import Charge
-
+    directory = RunDirectory(out)
+    with directory.locked(), Participants.open(directory, plan, system_entropy) as people:
         for index in range(plan.federation.rounds):
             people.ledgers[KEY_AUTHORITY].reserve(
                 Charge(

@@ -123,3 +123,68 @@ def test_the_noise_of_all_agents_has_the_stated_size(make_plan: Callable[..., Pl
     shares = np.stack([setup.mechanism.sample_share(entropy) for _ in range(300)])
     real = shares * setup.total_clip / setup.codec.resolution
     assert real.std() == pytest.approx(setup.noise_std, rel=0.04)
+
+
+# --- homomorphic plans --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readding", ["key-authority", "auditor", "none"])
+@pytest.mark.parametrize("kind", ["bfv", "ckks"])
+def test_encryption_changes_nothing_but_how_the_sum_is_formed(
+    make_plan: Callable[..., Plan], kind: str, readding: str
+) -> None:
+    masked = round_setup(make_plan())
+    found = round_setup(make_plan(protection={"kind": kind, "readding": readding}))
+    for name in ("policy", "dimension", "total_clip", "sensitivity", "mechanism", "noise_std"):
+        assert getattr(found, name) == getattr(masked, name), name
+    assert (found.budget, found.accounted_delta) == (masked.budget, masked.accounted_delta)
+    assert found.worst_event == masked.worst_event
+    rows = np.random.default_rng(5).normal(size=(4, found.dimension)) / 20
+    given = {"seed": b"r" * 32, "entropy": None}
+    vectors = [
+        setup.codec.encode(rows, given["seed"], DeterministicEntropy(b"e"))
+        for setup in (found, masked)
+    ]
+    assert np.array_equal(*vectors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"kind": "pairwise"}, "coordinator+1"),
+        ({"kind": "bfv"}, "coordinator+1"),
+        ({"kind": "bfv", "readding": "auditor"}, "coordinator+1"),
+        ({"kind": "bfv", "readding": "none"}, "coordinator+1, adding honestly"),
+        ({"kind": "ckks"}, "coordinator+1, encrypting honestly"),
+        ({"kind": "ckks", "readding": "none"}, "coordinator+1, adding and encrypting honestly"),
+        ({"kind": "none"}, "public"),
+    ],
+)
+def test_the_adversary_that_ledgers_name_is_as_strong_as_the_protection(
+    make_plan: Callable[..., Plan], changes: dict[str, Any], expected: str
+) -> None:
+    assert round_setup(make_plan(protection=changes)).adversary == expected
+
+
+def test_the_set_of_a_round_is_that_of_the_plan_and_nothing_in_it_is_free(
+    make_plan: Callable[..., Plan],
+) -> None:
+    """Two plans that differ in any number of the protection have different round parameters."""
+    from privfedrl.federation.backends import Homomorphic
+
+    changes: list[dict[str, Any]] = [
+        {},
+        {"kind": "ckks"},
+        {"readding": "auditor"},
+        {"readding": "none"},
+        {"parameter_set": "bfv-4096-wide"},
+        {"threshold": 5},
+        {"min_clients": 5},
+        {"min_honest": 2},
+    ]
+    digests = set()
+    for change in changes:
+        backend = round_setup(make_plan(protection={"kind": "bfv"} | change)).backend
+        assert isinstance(backend, Homomorphic)
+        digests.add(backend.parameters.digest)
+    assert len(digests) == len(changes)

@@ -8,6 +8,7 @@ stays true in both directions.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -711,16 +712,19 @@ def _times_ternary(numbers: list[int], key: NDArray[Any], n: int) -> list[int]:
     return [plus[at] - plus[at + n] - minus[at] + minus[at + n] for at in range(n)]
 
 
-@pytest.mark.parametrize("ring_bits", [32, 64])
-def test_an_agents_made_up_ciphertexts_do_not_carry_the_key_out(ring_bits: int) -> None:
+@pytest.mark.parametrize(("ring_bits", "value_bits"), [(32, 0), (64, 0), (32, 18), (32, 8)])
+def test_an_agents_made_up_ciphertexts_do_not_carry_the_key_out(
+    ring_bits: int, value_bits: int
+) -> None:
     """Coordinator and one agent: no commitment, roster or re-adding stands in the way of this.
 
-    What does is the authority's look at the slots: a key's slots are random numbers modulo t, so
-    where a random slot is out of range with fair probability, 4096 of them are.
+    What does is the authority's look at the slots: a key's slots are random numbers modulo t, of
+    which one in 2^guard_bits or fewer is in the range of an honest sum, and 4096 of them never are.
     """
-    p = parameters_for(4, vector_length=3 * 4096, ring_bits=ring_bits)
+    p = parameters_for(4, vector_length=1, ring_bits=ring_bits, value_bits=value_bits)
+    p = dataclasses.replace(p, vector_length=3 * 4096 * p.lanes)
     live = Round(p, liars=(LIAR,)).play(as_liar(key_carriers(p)))
-    if live.aggregator.phase is AggregatorPhase.DONE:
+    if live.aggregator.phase is AggregatorPhase.DONE:  # so it was before there was a guard
         key = key_from_sum(live.aggregator.result().vector, p)
         assert set(key.tolist()) == {-1, 0, 1}
         stolen = decrypted_by_hand(residues_of(live.upload_of(VICTIM), p), key, p)
@@ -728,6 +732,44 @@ def test_an_agents_made_up_ciphertexts_do_not_carry_the_key_out(ring_bits: int) 
         pytest.fail(f"the key came out with the sum; read the victim's whole vector: {read}")
     assert "SumMismatch" in live.codes(AUTHORITY.name)
     assert not live.vault.alive
+
+
+def test_limit_a_full_ciphertext_can_carry_one_bit_of_the_key_out() -> None:
+    """A polynomial's constant adds the same small number to every slot: in range everywhere.
+
+    (0.3, 0.4 X^-j) in units of q / t rounds to 1 if s_j is 1 and to 0 otherwise. Eight ciphertexts
+    tell eight of 4096 coefficients, to whoever knows the honest sum well enough to see a step of 1
+    in all of its slots. A slot that must stay empty gives it away.
+    """
+    p = parameters_for(4, vector_length=8 * 4096)
+    (prime,), t = p.parameter_set.sent_primes, p.parameter_set.plain_modulus or 0
+    made_up = np.zeros((8, 2, 1, 4096), dtype=np.uint64)
+    for index in range(8):
+        made_up[index, 0, 0, 0] = 3 * prime // (10 * t)
+        at, sign = (4096 - index, -1) if index else (0, 1)  # X^-j = -X^(N - j)
+        made_up[index, 1, 0, at] = sign * (4 * prime // (10 * t)) % prime
+    liar, known = as_liar(pack(made_up, (prime,))), list[NDArray[np.int64]]()
+
+    def intercept(live: Round, message: Outgoing) -> Iterator[Outgoing]:
+        if kind_of(message.data) is Kind.SEALED and live.vault._decryptor is not None:
+            known.append(secret_key(live.vault._decryptor, p.parameter_set))
+        yield from liar(live, message)
+
+    live = Round(p, liars=(LIAR,)).play(intercept)
+    extra = live.aggregator.result().vector - live.sum_of(live.clients)
+    steps = extra.reshape(8, 4096)
+    assert np.array_equal(steps, np.repeat((known[0][:8] == 1)[:, None], 4096, axis=1))
+
+    shorter = dataclasses.replace(p, vector_length=8 * 4096 - 1)
+    codes = set()
+    for _ in range(40):  # the last coefficient is 1 in a third of all keys
+        one = np.zeros_like(made_up)
+        one[7] = made_up[7]
+        again = Round(shorter, liars=(LIAR,)).play(as_liar(pack(one, (prime,))))
+        codes |= set(again.codes(AUTHORITY.name))
+        if "SumMismatch" in codes:
+            break
+    assert "SumMismatch" in codes  # fails by chance in (2/3)^40 < 10^-7 of all runs
 
 
 def test_limit_under_ckks_an_agents_made_up_ciphertexts_carry_half_of_the_key_out() -> None:

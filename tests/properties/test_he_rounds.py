@@ -46,7 +46,7 @@ WHO: Final = {
     name: Identity.generate(name, KEYS) for name in (*SERVICES, *(f"a{i:02d}" for i in range(64)))
 }
 AGENTS: Final = tuple(name for name in WHO if name not in SERVICES)
-EXAMPLES = settings.default.max_examples  # of the profile, see tests/conftest.py
+EXAMPLES: Final = settings().max_examples  # of the profile, see tests/conftest.py
 
 Vectors = dict[str, NDArray[Any]]
 
@@ -266,10 +266,12 @@ def vector_of(pattern: str, parameters: HEParameters, rng: np.random.Generator) 
         return np.full(length, plain[pattern], dtype=dtype)
     if pattern == "stripes":  # neighbours in a slot at opposite ends
         lane = np.arange(length) // max(1, parameters.slots)
-        return np.where(lane % 2 == 0, dtype.type(full), dtype.type(0))
+        return ((lane % 2 == 0) * full).astype(dtype)
     if pattern == "mixed":
-        return rng.choice(np.array([0, full, half, half - 1], dtype=dtype), length)
-    return rng.integers(0, top, length, dtype=dtype, endpoint=True)
+        chosen: NDArray[Any] = rng.choice(np.array([0, full, half, half - 1], dtype), length)
+        return chosen
+    anything: NDArray[Any] = rng.integers(0, top, length, dtype=dtype, endpoint=True)
+    return anything
 
 
 @settings(max_examples=EXAMPLES * 3 // 10)

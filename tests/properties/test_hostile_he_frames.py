@@ -11,6 +11,7 @@ the largest frame of these parameters plus the room that Python takes for an err
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import tracemalloc
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from privfedrl.errors import ProtocolError, RoundAborted
+from privfedrl.errors import ConfigurationError, ProtocolError, RoundAborted
 from privfedrl.he import (
     AggregatorPhase,
     ClientPhase,
@@ -295,7 +296,7 @@ def _strange(rng: random.Random, value: Any, depth: int = 0) -> Any:
     if isinstance(value, str) and rng.random() < 0.7:
         return rng.choice((*NAMES, *SERVICES, "nobody", "a b", "n" * 65, ""))
     if isinstance(value, int) and rng.random() < 0.5:
-        return rng.choice((value + 1, value - 1, 0, 2**53))
+        return rng.choice((min(value + 1, 2**64 - 1), max(value - 1, -(2**63)), 0, 2**53))
     strange: tuple[Any, ...] = (
         *(None, True, False, -1, 0, 2**63, 2**64 - 1, 1.5, float("nan"), float("inf")),
         *("", b"", "x" * 300, [], {}, {"a": [1]}, [[]] * 5, msgspec.msgpack.Ext(5, b"ext")),
@@ -435,7 +436,7 @@ def test_a_hundred_thousand_hostile_frames_change_nothing(corpus: tuple[bytes, .
 
 def test_a_second_promise_of_an_agent_costs_nobody_but_itself_its_place(golden: Live) -> None:
     """The one frame of an agent that changes a state: its own, of which all others are free."""
-    done = []
+    done: list[ProtocolError] = []
 
     def before(live: Live, message: Outgoing) -> bytes:
         if live.hub.phase is AggregatorPhase.COLLECT_COMMITS and LIAR in live.hub._commits:
@@ -500,6 +501,20 @@ def test_whatever_one_party_signs_wrongly_there_is_the_right_sum_or_none() -> No
         expected = np.sum([VECTORS[name] for name in result.survivors], axis=0, dtype="u4")
         assert np.array_equal(result.vector, expected)
     assert min(sums, aborts, refusals) > 5
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_parameters_in_a_strangers_record_cost_little_whatever_they_say(number: int) -> None:
+    """They are read before any signature is; a length of 2^24 bits stands for one of 2^52."""
+    data = bytearray(P.canonical_bytes())
+    data[32 + 8 * number : 40 + 8 * number] = (2**24).to_bytes(8, "big")
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ConfigurationError):
+            HEParameters.from_canonical_bytes(bytes(data))
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def _key_holders(plan: Plan) -> tuple[Adversary, ...]:
         found.append(Adversary("coordinator that does not", "one"))
     if plan.protection.readding == "key-authority":
         return (*found, Adversary("key authority", "one"))
+    if plan.protection.readding == "auditor":  # who can vouch for a sum that is none
+        found.append(Adversary("coordinator with the auditor", "one"))
     return (
         *found,
         Adversary("key authority", "all"),

@@ -63,8 +63,8 @@ _NONE = "not applicable: this run adds no noise and promises nothing"
 _WHO_MUST_NOT = {
     "key-authority": "malicious coordinator; the key authority re-adds the uploads and is trusted "
     "not to decrypt them one by one",
-    "auditor": "malicious coordinator; confidentiality of single updates holds unless the key "
-    "authority and the aggregator (or whoever holds the uploads, as the auditor does) collude",
+    "auditor": "malicious coordinator; confidentiality of single updates holds unless two of "
+    "coordinator, key authority and auditor collude",
     "none": "coordinator that adds honestly; confidentiality of single updates holds unless the "
     "key authority and the aggregator (or whoever holds the uploads) collude",
 }
@@ -307,7 +307,8 @@ def _homomorphic_trust(setup: RoundSetup) -> tuple[PartyView, tuple[PartyView, .
     auditor = PartyView(
         party="auditor",
         sees="ciphertexts",
-        trusted_for="adding correctly; not colluding with the key authority; availability",
+        trusted_for="adding correctly; not colluding with the coordinator or the key authority; "
+        "availability",
     )
     return coordinator, (authority, auditor) if readding == "auditor" else (authority,)
 

@@ -4,7 +4,8 @@ Guarantee: an attestation is signed once per round, for the sum that this object
 from ciphertexts that the key authority's roster names, each from its own registered agent.
 
 Whoever re-adds holds the uploads. The auditor cannot open them; it must not collude with the key
-authority, exactly as the aggregator must not.
+authority, exactly as the aggregator must not, nor with the aggregator: its false word would have a
+single upload opened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a client has already let out, kept across restarts.
+"""What a client has already let out, or a key authority opened, kept across restarts.
 
 Guarantee: a stage of a (task, round, attempt) is spent at most once, and never after a newer one
 of the same task: a client that was restarted, restored from a backup of its code or rewound by the
@@ -33,7 +33,8 @@ _Point = tuple[int, int]
 
 
 class Journal(Protocol):
-    """A durable, monotone record of what has left. One per agent, shared by all its rounds."""
+    """A durable, monotone record of what has left. One per agent or key authority, for all its
+    rounds."""
 
     def spend_masked(self, task_id: bytes, round: int, attempt: int) -> None:  # noqa: A002 - the protocol's own word
         """Record that the masked vector of (task, round, attempt) leaves now; durable on return.

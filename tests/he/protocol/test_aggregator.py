@@ -376,10 +376,7 @@ def test_frames_of_strangers_wrong_roles_rounds_and_keys_change_nothing(world: A
     unknown = session.message(Kind.COMMIT, sender="stranger")
     before = session.aggregator.waiting_for
     for data, error in (
-        (
-            encode_frame(session.message(Kind.COMMIT, sender="stranger"), stranger),
-            AuthenticationFailed,
-        ),
+        (encode_frame(unknown, stranger), AuthenticationFailed),
         (encode_frame(session.message(Kind.COMMIT), impostor), AuthenticationFailed),
         (world.forge(honest, sender="auditor"), RemoteProtocolError),
         (world.forge(honest, cfg=b"q" * 32), RemoteProtocolError),
