@@ -668,7 +668,10 @@ def test_every_way_to_sum_and_to_re_add_has_a_digest_of_its_own() -> None:
         ),
         ({"protection": {"kind": "bfv", "readding": "somebody"}}, r"protection\.readding"),
         ({"protection": {"kind": "paillier"}}, r"protection\.kind"),
-        ({"protection": {"kind": "bfv", "min_clients": 1}}, r"protection\.min_clients must be >= 2"),
+        (
+            {"protection": {"kind": "bfv", "min_clients": 1}},
+            r"protection\.min_clients must be >= 2",
+        ),
         (
             {"protection": {"kind": "bfv"}, "privacy": {"max_colluding": 6}},
             r"privacy\.max_colluding must be < fleet\.agents = 6",
@@ -714,6 +717,7 @@ def test_a_resolution_that_is_too_fine_for_a_set_is_refused_with_a_remedy(name: 
     """And the remedy helps: a coarser grid, or where there is one, a wider set."""
     kind = name.partition("-")[0]
     given: dict[str, Any] = {
+        "fleet": {"trajectories": 256},
         "privacy": {"mechanism": "none"},
         "protection": {"kind": kind, "parameter_set": name},
         "encoding": {"ring_bits": 64, "resolution": 2**30},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from privfedrl.he import (
+    HEAggregator,
+    HEAuditor,
+    HEClient,
+    HEParameters,
+    HETranscript,
+    KeyAuthority,
+    LocalVault,
+)
 from privfedrl.parties import Identity, MemoryJournal, Registry
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
@@ -135,5 +145,92 @@ def three_rounds() -> Deployment:
     made = Deployment()
     made.protected(0)
     made.protected(1, absent=frozenset({"agent-4"}))
+    made.protected(2, attempt=1)
+    return made
+
+
+@dataclass
+class EncryptedDeployment:
+    """The same federation with a key authority and an auditor."""
+
+    now: int = START
+    frames: list[bytes] = field(default_factory=list)
+    sums: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keys = DeterministicEntropy(b"encrypted audit")
+        roles: dict[str, Any] = {f"agent-{index}": "agent" for index in range(5)}
+        roles |= {"server": "coordinator", "trustee": "key-authority", "office": "auditor"}
+        self.identities = {name: Identity.generate(name, keys) for name in roles}
+        self.registry = Registry(one.entry(roles[name]) for name, one in self.identities.items())
+        self.parameters = HEParameters(
+            num_clients=5,
+            max_colluding=1,
+            vector_length=3,
+            threshold=4,
+            min_clients=4,
+            readding="auditor",
+        )
+        self.journals = {name: MemoryJournal() for name in roles}
+
+    def protected(self, number: int, *, attempt: int = 0, absent: str = "") -> None:
+        """A whole round; ``absent`` commits and never uploads."""
+        self.now += 60
+        model = number.to_bytes(32, "big")
+        pinned: dict[str, Any] = {
+            "registry": self.registry,
+            "parameters": self.parameters,
+            "plan_digest": PLAN,
+            "clock": lambda: self.now,
+        }
+        head = bytes([1 + len(self.frames)]) * 32
+        server = HEAggregator(
+            identity=self.identities["server"], before_open=lambda _: head, **pinned
+        )
+        parties: dict[str, Any] = {
+            name: HEClient(identity=self.identities[name], journal=self.journals[name], **pinned)
+            for name in self.registry.agents
+        }
+        parties["trustee"] = KeyAuthority(
+            identity=self.identities["trustee"],
+            journal=self.journals["trustee"],
+            before_decrypt=lambda *_: head,
+            vault=LocalVault,
+            **pinned,
+        )
+        parties["office"] = HEAuditor(identity=self.identities["office"], **pinned)
+        previous = HETranscript.from_bytes(self.frames[-1]).digest if self.frames else bytes(32)
+        waiting = deque(server.start(TASK, number, attempt, model, previous))
+        while not server.finished:
+            if not waiting:
+                waiting += server.close_phase()
+                continue
+            one = waiting.popleft()
+            party, phase = parties[one.recipient], parties[one.recipient].phase.name
+            if one.recipient == absent and phase == "COMMITTED":
+                continue
+            if phase != "IDLE":
+                replies = party.receive(one.data)
+            elif isinstance(party, HEClient):
+                vector = np.arange(3, dtype=np.uint32)
+                replies = party.start(one.data, vector, model_digest=model)
+            else:
+                replies = party.start(one.data)
+            for reply in replies:
+                waiting += server.receive(reply.data)
+        result = server.result()
+        signed = HETranscript.sign(
+            result.record, identity=self.identities["server"], ledger_head=head
+        )
+        self.frames.append(signed.to_bytes())
+        self.sums[number] = result.vector
+
+
+@pytest.fixture(scope="session")
+def encrypted_rounds() -> EncryptedDeployment:
+    """As ``three_rounds``, under encryption."""
+    made = EncryptedDeployment()
+    made.protected(0)
+    made.protected(1, absent="agent-4")
     made.protected(2, attempt=1)
     return made

@@ -260,3 +260,68 @@ run()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is True
+
+
+# --- homomorphic rounds -------------------------------------------------------------------------
+
+
+def test_an_honest_homomorphic_chain_is_verified_and_named(encrypted_rounds: Any) -> None:
+    made = encrypted_rounds
+    report = verify_transcripts(made.frames, made.registry, previous=bytes(32), sums=made.sums)
+    assert report.ok, report
+    assert [(one.round, one.attempt) for one in report.rounds] == [(0, 0), (1, 0), (2, 1)]
+    everybody = made.registry.agents
+    assert [one.survivors for one in report.rounds] == [everybody, everybody[:4], everybody]
+    expected = "homomorphic encryption with a key authority"
+    assert {one.protection for one in report.rounds} == {expected}
+    assert all(one.sum_checked for one in report.rounds)
+    assert report.num_agents == 5  # neither the key authority nor the auditor is one
+    json.dumps(report.to_dict())
+
+
+def test_another_homomorphic_sum_is_a_finding(encrypted_rounds: Any) -> None:
+    made = encrypted_rounds
+    wrong = made.sums | {1: made.sums[1] + np.uint32(1)}
+    report = verify_transcripts(made.frames, made.registry, sums=wrong)
+    assert problems(report) == [(), ("the given sum is not the recorded one",), ()]
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2], [0, 2], [1, 2], [0, 1, 1, 2]])
+def test_a_homomorphic_record_left_out_repeated_or_moved_breaks_the_chain(
+    encrypted_rounds: Any, order: list[int]
+) -> None:
+    frames = [encrypted_rounds.frames[index] for index in order]
+    report = verify_transcripts(frames, encrypted_rounds.registry)
+    assert any("must follow" in line for lines in problems(report) for line in lines)
+
+
+def test_every_mutated_homomorphic_record_is_a_finding_and_never_a_traceback(
+    encrypted_rounds: Any,
+) -> None:
+    rng = random.Random(5)
+    for _ in range(200):
+        data = bytearray(rng.choice(encrypted_rounds.frames))
+        original = bytes(data)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        if bytes(data) != original:
+            assert not verify_transcripts([bytes(data)], encrypted_rounds.registry).ok
+
+
+def test_a_registry_without_the_key_authority_verifies_no_homomorphic_record(
+    encrypted_rounds: Any,
+) -> None:
+    made = encrypted_rounds
+    entries = [one for one in made.registry.entries if one.role != "key-authority"]
+    report = verify_transcripts(made.frames, Registry(entries))
+    assert all(lines for lines in problems(report))
+
+
+@given(data=st.binary(max_size=300))
+def test_arbitrary_bytes_after_the_other_magic_are_a_finding(
+    data: bytes, encrypted_rounds: Any
+) -> None:
+    for start in (b"PFHE", encrypted_rounds.frames[0][:12]):
+        report = verify_transcripts([start + data], encrypted_rounds.registry)
+        assert not report.ok
+        json.dumps(report.to_dict())

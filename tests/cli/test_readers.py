@@ -240,3 +240,50 @@ def test_help_names_every_command(call: Callable[..., Any]) -> None:
     text = call("--help").stdout
     for command in ("train", "plan", "ledger", "statement", "version"):
         assert command in text
+
+
+# --- plan check --protection --------------------------------------------------------------------
+
+
+def test_plan_check_says_what_the_same_plan_promises_under_encryption(
+    tmp_path: Path, call: Any, plan_text: str
+) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(plan_text)
+    found = {
+        kind: json.loads(call("plan", "check", path, "--protection", kind, "--json").stdout)
+        for kind in ("pairwise", "bfv", "ckks", "none")
+    }
+    assert all(one["ok"] is True for one in found.values())
+    assert {kind: one["protection"] for kind, one in found.items()} == {
+        kind: kind for kind in found
+    }
+    assert len({one["plan_digest"] for one in found.values()}) == 4
+    assert found["pairwise"]["plan_digest"] == Plan.from_text(plan_text).digest.hex()
+    wanted = Plan.from_text(plan_text).replace("protection", kind="bfv")
+    assert found["bfv"]["plan_digest"] == wanted.digest.hex()
+    assert len({one["noise_multiplier"] for one in found.values()}) == 1
+    views = {view["adversary"]: view for view in found["bfv"]["views"]}
+    assert views["key authority"]["honest_shares"] == 1
+    assert views["key authority"]["epsilon"] > views["coordinator+1"]["epsilon"]
+    sizes = [found[kind]["bytes_up_per_agent_round"] for kind in ("none", "pairwise", "bfv")]
+    assert sizes == sorted(sizes)
+    assert "key authority" in call("plan", "check", path, "--protection", "bfv").stdout
+    assert path.read_text() == plan_text  # the option changes no file
+
+
+def test_plan_check_lists_every_problem_of_the_protection_that_was_asked_for(
+    tmp_path: Path, call: Any, plan_text: str
+) -> None:
+    text = plan_text.replace("agents = 5", "agents = 65")
+    text = text.replace("min_clients = 4", "min_clients = 4\nthreshold = 65")
+    (tmp_path / "plan.toml").write_text(f"{text}[encoding]\nring_bits = 64\nlane_bits = 21\n")
+    assert call("plan", "check", tmp_path / "plan.toml").exit_code == 0
+    result = call("plan", "check", tmp_path / "plan.toml", "--protection", "bfv", "--json")
+    assert result.exit_code == 2
+    found = json.loads(result.stdout)
+    assert found["ok"] is False
+    assert [line.split(" must")[0] for line in found["problems"]] == [
+        "fleet.agents",
+        "encoding.lane_bits",
+    ]

@@ -221,3 +221,110 @@ def test_a_directory_without_a_complete_run_has_no_report(tmp_path: Path, traine
     (tmp_path / "plan.toml").write_bytes((trained[1] / "plan.toml").read_bytes())
     with pytest.raises(StorageError, match="no complete run"):
         write_report(tmp_path)
+
+
+# --- homomorphic runs ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encrypted(
+    tmp_path_factory: pytest.TempPathFactory, call: Callable[..., Any], plan_text: str
+) -> tuple[Path, Path, Any]:
+    """The plan file of ``trained``, run with --protection bfv."""
+    folder = tmp_path_factory.mktemp("encrypted")
+    (folder / "plan.toml").write_text(plan_text)
+    arguments = ("--out", folder / "run", "--seed", 7, "--workers", 1, "--json")
+    result = call("train", folder / "plan.toml", "--protection", "bfv", *arguments)
+    return folder / "plan.toml", folder / "run", result
+
+
+def test_a_plan_is_trained_under_encryption_by_one_option(encrypted: Any, trained: Any) -> None:
+    plan, out, result = encrypted
+    assert result.exit_code == 0, result.stderr
+    summary, masked = json.loads(result.stdout), json.loads(trained[2].stdout)
+    assert list(summary) == KEYS.split()
+    assert summary["protection"] == "bfv"
+    assert summary["adversary"] == "coordinator+1"
+    wanted = Plan.from_toml(plan).replace("protection", kind="bfv")
+    assert summary["plan_digest"] == wanted.digest.hex() != masked["plan_digest"]
+    assert Plan.from_toml(out / "plan.toml") == wanted
+    assert summary["epsilon"] == masked["epsilon"]
+    # the same seed: the first round's experience does not depend on how sums are formed
+    assert summary["mean_return_first"] == masked["mean_return_first"]
+    assert summary["bytes_up_per_agent_round"] > masked["bytes_up_per_agent_round"]
+    for path in (out / "ledger.db", out / "agents" / "key-authority" / "ledger.db"):
+        with Ledger.open(path, read_only=True) as ledger:
+            assert ledger.verify().settled == 2
+
+
+def test_an_encrypted_run_goes_on_only_under_its_own_protection(
+    encrypted: Any, call: Callable[..., Any]
+) -> None:
+    plan, out, _ = encrypted
+    refused = call("train", plan, "--out", out, "--resume", "--json")
+    assert refused.exit_code == 2
+    assert "cannot change its plan" in json.loads(refused.stdout)["message"]
+    again = call("train", plan, "--out", out, "--resume", "--protection", "bfv")
+    assert again.exit_code == 0
+    assert "bfv" in again.stderr
+
+
+def test_the_report_and_statement_of_an_encrypted_run_name_the_protection(
+    encrypted: Any, call: Callable[..., Any]
+) -> None:
+    _, out, _ = encrypted
+    page = " ".join((out / "report.html").read_text(encoding="utf-8").split())
+    assert "bfv, threshold 4 of 5" in page
+    assert "pfrl-he/1 with bfv-4096-std" in page
+    shown = call("statement", out)
+    assert shown.exit_code == 0
+    assert "re-added by: key-authority" in " ".join(shown.stdout.split())
+
+
+def test_the_records_of_an_encrypted_run_pass_the_audit_and_altered_ones_do_not(
+    encrypted: Any, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, out, _ = encrypted
+    done = call("audit", "run", "secagg-transcript", out, "--json")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"] is True
+    expected = "homomorphic encryption with a key authority"
+    assert [one["protection"] for one in report["rounds"]] == [expected] * 2
+    for index, path in enumerate(sorted((out / "transcript").glob("*.bin"))):
+        data = bytearray(path.read_bytes())
+        if index == 0:
+            data[len(data) // 2] ^= 1
+        (tmp_path / path.name).write_bytes(bytes(data))
+    pinned = ("--registry", out / "registry.json", "--json")
+    altered = call("audit", "run", "secagg-transcript", tmp_path, *pinned)
+    assert altered.exit_code == 1
+    problems = [one["problems"] for one in json.loads(altered.stdout)["rounds"]]
+    assert problems[0]
+    assert any("must follow" in line for line in problems[1])
+
+
+@pytest.mark.parametrize("command", [("train",), ("plan", "check")])
+def test_an_unknown_protection_exits_with_2_and_lists_the_known_ones(
+    tmp_path: Path, call: Callable[..., Any], plan_text: str, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan_text)
+    out = ("--out", tmp_path / "run") if command == ("train",) else ()
+    result = call(*command, tmp_path / "plan.toml", *out, "--protection", "paillier")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    for word in ("paillier", "pairwise", "bfv", "ckks", "none"):
+        assert word in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_that_encryption_does_not_fit_exits_with_2_and_names_the_parameter(
+    tmp_path: Path, call: Callable[..., Any], plan_text: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(f"{plan_text}[encoding]\nring_bits = 64\nlane_bits = 21\n")
+    arguments = (tmp_path / "plan.toml", "--out", tmp_path / "run", "--protection", "bfv", "--json")
+    result = call("train", *arguments)
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"] == "ConfigurationError"
+    assert "encoding.lane_bits must be absent" in json.loads(result.stdout)["message"]
+    assert not (tmp_path / "run").exists()

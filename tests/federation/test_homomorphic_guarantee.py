@@ -64,6 +64,7 @@ PROMISED: dict[tuple[str, str], list[tuple[str, int]]] = {
     ],
     ("bfv", "auditor"): [
         ("coordinator+1", 3),
+        ("coordinator with the auditor", 1),
         ("key authority", 4),
         ("key authority with uploads", 1),
         ("coordinator", 4),
@@ -81,6 +82,7 @@ PROMISED: dict[tuple[str, str], list[tuple[str, int]]] = {
     ("ckks", "auditor"): [
         ("coordinator+1, encrypting honestly", 3),
         ("coordinator that does not", 1),
+        ("coordinator with the auditor", 1),
         ("key authority", 4),
         ("key authority with uploads", 1),
         ("coordinator", 4),
@@ -275,7 +277,8 @@ SEEN: dict[str, list[tuple[str, str, str]]] = {
         (
             "auditor",
             "ciphertexts",
-            "adding correctly; not colluding with the key authority; availability",
+            "adding correctly; not colluding with the coordinator or the key authority; "
+            "availability",
         ),
     ],
     "none": [
@@ -311,7 +314,7 @@ def test_a_statement_says_exactly_who_sees_what(
     ("readding", "words"),
     [
         ("key-authority", ("malicious coordinator", "not to decrypt them one by one")),
-        ("auditor", ("malicious coordinator", "as the auditor does", "collude")),
+        ("auditor", ("malicious coordinator", "two of coordinator, key authority and auditor")),
         ("none", ("coordinator that adds honestly", "collude")),
     ],
 )

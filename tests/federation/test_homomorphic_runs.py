@@ -253,8 +253,8 @@ def test_an_encrypted_fleet_learns(tmp_path: Path, make_plan: Callable[..., Plan
     plan = make_plan(
         fleet={"trajectories": 12, "horizon": 200},
         privacy={"epsilon": 50.0},
-        federation={"rounds": 8, "learning_rate": 0.1},
-        simulation={"evaluation_interval": 8},
+        federation={"rounds": 12, "learning_rate": 0.1},
+        simulation={"evaluation_interval": 12},
         protection={"kind": "bfv"},
     )
     done = run(plan, tmp_path / "run")

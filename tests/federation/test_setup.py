@@ -139,13 +139,7 @@ def test_encryption_changes_nothing_but_how_the_sum_is_formed(
         assert getattr(found, name) == getattr(masked, name), name
     assert (found.budget, found.accounted_delta) == (masked.budget, masked.accounted_delta)
     assert found.worst_event == masked.worst_event
-    rows = np.random.default_rng(5).normal(size=(4, found.dimension)) / 20
-    given = {"seed": b"r" * 32, "entropy": None}
-    vectors = [
-        setup.codec.encode(rows, given["seed"], DeterministicEntropy(b"e"))
-        for setup in (found, masked)
-    ]
-    assert np.array_equal(*vectors)
+    assert found.codec == masked.codec
 
 
 @pytest.mark.parametrize(

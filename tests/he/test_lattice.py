@@ -82,6 +82,13 @@ def test_what_was_encrypted_is_decrypted(pair: Pairs, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_rows_are_no_bytes(pair: Pairs, name: str) -> None:
+    decryptor, encryptor = pair(name)
+    assert encryptor.encrypt(_slots(PARAMETER_SETS[name], 1)[:0]) == b""
+    assert decryptor.decrypt(b"", 0).shape == (0, PARAMETER_SETS[name].slots)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_sum_of_the_most_fresh_ciphertexts_decrypts_exactly(pair: Pairs, name: str) -> None:
     """Every summand is encrypted anew; slots at 0, at t - 1 and at random values."""
     decryptor, encryptor = pair(name)

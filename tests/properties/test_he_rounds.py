@@ -266,7 +266,8 @@ def vector_of(pattern: str, parameters: HEParameters, rng: np.random.Generator) 
         return np.full(length, plain[pattern], dtype=dtype)
     if pattern == "stripes":  # neighbours in a slot at opposite ends
         lane = np.arange(length) // max(1, parameters.slots)
-        return ((lane % 2 == 0) * full).astype(dtype)
+        striped: NDArray[Any] = ((lane % 2 == 0) * full).astype(dtype)
+        return striped
     if pattern == "mixed":
         chosen: NDArray[Any] = rng.choice(np.array([0, full, half, half - 1], dtype), length)
         return chosen

@@ -524,7 +524,11 @@ def test_a_ledger_that_refuses_ends_the_round_and_nothing_is_asked(
     assert "decrypt" not in world.log
 
 
-@pytest.mark.parametrize("head", [b"", b"L" * 31, b"L" * 33, None, "L" * 32])
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"L" * 31, b"L" * 33, None, "L" * 32],
+    ids=["empty", "short", "long", "none", "text"],
+)
 def test_nothing_is_asked_without_a_ledger_head_of_32_bytes(world: Any, head: Any) -> None:
     session = world.session(aggregator_changes={"before_open": lambda names: head}, tolerant=True)
     session.run()

@@ -476,8 +476,7 @@ def test_a_sum_that_comes_before_all_its_uploads_is_not_opened(world: Any) -> No
     assert len(lost) == 1
 
 
-def test_the_roster_restricts_what_is_readded_not_what_is_claimed(world: Any) -> None:
-    """A second, different SEALED after the opening finds a finished authority."""
+def test_a_second_sum_after_the_opening_is_refused(world: Any) -> None:
     session = world.session().run()
     first = session.shown("key-authority", Kind.SEALED)
     assert session.authority.receive(first) == []
@@ -587,7 +586,11 @@ def test_a_ledger_error_with_an_odd_code_means_no_key_either(world: Any) -> None
     assert_nothing_opened(session, recorded=True)
 
 
-@pytest.mark.parametrize("head", [b"", b"a" * 31, b"a" * 33, None, "a" * 32, bytes(32)])
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"a" * 31, b"a" * 33, None, "a" * 32, bytes(32)],
+    ids=["empty", "short", "long", "none", "text", "zeros"],
+)
 def test_nothing_is_decrypted_without_a_ledger_head_of_32_bytes(world: Any, head: Any) -> None:
     """Else the one decryption is spent and its receipt can be read by nobody, or names nothing."""
     session = world.session(authority_changes={"before_decrypt": lambda config, names: head})
@@ -818,6 +821,52 @@ def test_a_ckks_slot_that_no_honest_uploads_can_sum_to_is_noticed(
         return
     with pytest.raises(RoundAborted):
         check_range(slots, CKKS, 3)
+
+
+@pytest.mark.parametrize("ring_bits", [32, 64])
+@pytest.mark.parametrize("name", ["bfv-4096-std", "ckks-4096-add"])
+@pytest.mark.parametrize(
+    ("value", "fine"), [(2047, True), (2048, False), (-2048, True), (-2049, False), (32767, False)]
+)
+def test_a_sum_outside_the_declared_range_is_not_shown(
+    name: str, ring_bits: int, value: int, fine: bool
+) -> None:
+    """sum_bits = 12 of 16: centred sums from -2^11 to 2^11 - 1."""
+    parameters = parameters_of(
+        sum_bits=12, ring_bits=ring_bits, parameter_set=ParameterSet.named(name)
+    )
+    residue = value % 2**16 if parameters.parameter_set.exact else value
+    slots = slots_of(parameters, {1: residue})
+    if fine:
+        check_range(slots, parameters, 3)
+        return
+    with pytest.raises(RoundAborted) as caught:
+        check_range(slots, parameters, 3)
+    assert caught.value.code == "SumMismatch"
+    assert str(value) not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "fine"), [(100, True), (500, False)])
+def test_an_honest_sum_out_of_range_is_charged_and_not_shown(
+    make_world: Any, value: int, fine: bool
+) -> None:
+    world = make_world(settings={"value_bits": 16, "sum_bits": 12})
+    for vector in world.vectors.values():
+        vector[:] = value
+    session = world.session()
+    frame = session.intercept("key-authority", Kind.SEALED)
+    if fine:
+        assert len(session.authority.receive(frame)) == 1
+        return
+    with pytest.raises(RoundAborted) as caught:
+        session.authority.receive(frame)
+    assert caught.value.code == "SumMismatch"
+    assert "2500" not in str(caught.value)
+    assert ("charge", 1, world.names) in world.log
+    assert session.authority.phase is AuthorityPhase.ABORTED
+    assert not any(vault.alive for vault in world.vaults)
+    with pytest.raises(RoundAborted):
+        session.authority.result()
 
 
 @pytest.mark.parametrize("contributors", [3, 4])

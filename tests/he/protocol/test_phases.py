@@ -337,7 +337,6 @@ def test_the_walk_finds_a_key_where_there_is_one(session: Any) -> None:
 def test_nobody_but_the_key_authority_can_reach_a_secret_key(
     session: Any, phase: AggregatorPhase
 ) -> None:
-    session.world.log = []  # what only the tests share
     session.reach("coordinator", phase)
     for name, part in session.parts.items():
         if name == "key-authority":
