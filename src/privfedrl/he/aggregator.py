@@ -25,13 +25,11 @@ from privfedrl.he.agreement import (
     FixedRoster,
     abort,
     check_context,
-    key_digest,
     names_of,
     read_members,
     read_roster,
-    sealed_digest,
-    sum_digest,
 )
+from privfedrl.he.digests import sealed_digest
 from privfedrl.he.frames import (
     SUITE,
     Attestation,
@@ -131,7 +129,7 @@ class HEAggregator:
         self._uploads: UploadSum | None = None
         self._sealed: Sealed | None = None
         self._frames: dict[Kind, bytes] = {}
-        self._key = b""
+        self._key = self._total = b""
         self._result: HESum | None = None
 
     @property
@@ -282,7 +280,7 @@ class HEAggregator:
                 now=self._clock(),
             )
         )
-        self._key = key_digest(self._now.cfg, message.public_key)
+        self._key = message.key
         self._frames[Kind.CONTEXT] = data
         self._await(AggregatorPhase.COLLECT_COMMITS, self._now.agents)
         return [Outgoing(name, data) for name in self._now.agents]
@@ -334,7 +332,7 @@ class HEAggregator:
         return [Outgoing(name, data) for name in names]
 
     def _take_upload(self, frame: Frame, data: bytes) -> list[Outgoing]:
-        self._adding.take(frame.message)
+        self._adding.take(frame)
         self._awaited.discard(frame.sender)
         readers = {"key-authority": self._authority, "auditor": self._auditor, "none": None}
         reader = readers[self._parameters.readding]
@@ -346,6 +344,7 @@ class HEAggregator:
         contributors = self._adding.contributors
         try:
             head = self._before_open(names_of(contributors, self._registry))
+            self._total = self._adding.ciphertexts()
             sealed = Sealed(
                 cfg=self._now.cfg,
                 key=self._key,
@@ -354,7 +353,7 @@ class HEAggregator:
                 contributors=contributors.to_bytes(),
                 ledger_head=head,
                 attestation=b"",
-                ciphertexts=memoryview(self._adding.ciphertexts()),
+                sealed=sealed_digest(self._now.cfg, self._key, self._total),
             )
         except BaseException:
             self._give_up(abort(AbortCode.LOCAL_FAULT, "the coordinator's own step failed"))
@@ -366,16 +365,12 @@ class HEAggregator:
 
     def _ask(self, phase: AggregatorPhase, name: str, sealed: Sealed) -> list[Outgoing]:
         self._await(phase, [name])
-        return [Outgoing(name, encode_frame(sealed, self._identity))]
+        return [Outgoing(name, encode_frame(sealed, self._identity, self._total))]
 
     def _take_attestation(self, frame: Frame, data: bytes) -> list[Outgoing]:
         message: Attestation = frame.message
         sealed = self._asked
-        expected = (
-            sealed.roster,
-            sealed.contributors,
-            sealed_digest(self._now.cfg, self._key, sealed.ciphertexts),
-        )
+        expected = sealed.roster, sealed.contributors, sealed.sealed
         if (message.roster, message.contributors, message.sealed) != expected:
             raise RemoteProtocolError("the attestation is for another sum")
         self._frames[Kind.ATTESTATION] = data
@@ -385,8 +380,8 @@ class HEAggregator:
 
     def _take_opening(self, frame: Frame, data: bytes) -> list[Outgoing]:
         message: Opening = frame.message
-        receipt = self._read_receipt(message)
-        words = np.frombuffer(message.vector, dtype=f"<u{self._parameters.ring_bits // 8}")
+        receipt = self._read_receipt(message, len(frame.attachment))
+        words = np.frombuffer(frame.attachment, dtype=f"<u{self._parameters.ring_bits // 8}")
         vector = words.astype(np.dtype(f"uint{self._parameters.ring_bits}"))
         roster = [self._commits[name][1] for name in sorted(self._commits)]
         self._result = HESum(
@@ -404,10 +399,11 @@ class HEAggregator:
         )
         self._frames[Kind.OPENING] = data
         self._awaited.clear()
+        self._total = b""
         self._phase = AggregatorPhase.DONE
         return [Outgoing(name, message.receipt) for name in self._fixed.commitments]
 
-    def _read_receipt(self, message: Opening) -> DecryptionReceipt:
+    def _read_receipt(self, message: Opening, size: int) -> DecryptionReceipt:
         """The receipt inside an opening, which must be about what was asked, and pin the sum."""
         sealed, parameters = self._asked, self._parameters
         receipt: DecryptionReceipt = self._reader.read(
@@ -418,7 +414,8 @@ class HEAggregator:
             self._key,
             sealed.roster,
             sealed.contributors,
-            sealed_digest(self._now.cfg, self._key, sealed.ciphertexts),
+            sealed.sealed,
+            message.total,
             parameters.readding,
         )
         found = (
@@ -427,14 +424,13 @@ class HEAggregator:
             receipt.roster,
             receipt.contributors,
             receipt.sealed,
+            receipt.total,
             receipt.readding,
         )
         if found != expected:
             raise RemoteProtocolError("the receipt is for another sum")
-        if len(message.vector) != parameters.vector_length * parameters.ring_bits // 8:
+        if size != parameters.vector_length * parameters.ring_bits // 8:
             raise RemoteProtocolError("the opened sum has another length")
-        if sum_digest(self._now.cfg, message.vector) != receipt.total:
-            raise RemoteProtocolError("the opened sum is not the one of the receipt")
         return receipt
 
     def _is_repeated_commit(self, frame: Frame) -> bool:
@@ -454,6 +450,7 @@ class HEAggregator:
     def _give_up(self, error: RoundAborted) -> list[Outgoing]:
         self._abort, self._phase = error, AggregatorPhase.ABORTED
         self._uploads = self._sealed = None
+        self._total = b""
         return []
 
     def _valid(self, name: str, config: HEConfig) -> bool:

@@ -1,7 +1,7 @@
-"""What the four roles of a round check alike, and the digests that pin its pieces.
+"""What the four roles of a round check alike.
 
-Guarantee: equal digests mean equal pieces of the same round under the same key; a config, context
-or roster that one role accepts, every other role with the same plan and registry accepts as well.
+Guarantee: a config, context or roster that one role accepts, every other role with the same plan,
+registry and clock accepts as well.
 
 Notation: cfg = digest of the config, key = digest of cfg and the round's public key, roster =
 digest of who may contribute and of what each has committed to.
@@ -29,15 +29,11 @@ __all__ = [
     "check_context",
     "check_contributors",
     "check_fresh",
-    "commitment",
-    "key_digest",
     "little_endian",
     "names_of",
     "read_config",
     "read_members",
     "read_roster",
-    "sealed_digest",
-    "sum_digest",
 ]
 
 NO_HEAD = bytes(DIGEST_BYTES)
@@ -156,26 +152,6 @@ def check_contributors(data: bytes, roster: FixedRoster, registry: Registry, flo
 def names_of(members: Members, registry: Registry) -> tuple[str, ...]:
     """The members' names, sorted."""
     return tuple(registry.agents[index] for index in members.indices())
-
-
-def key_digest(cfg: bytes, public_key: bytes | memoryview) -> bytes:
-    """Names a public key in one round: equal only for the same key in the same round."""
-    return digest("he-key", cfg, public_key)
-
-
-def commitment(cfg: bytes, key: bytes, name: str, ciphertexts: bytes | memoryview) -> bytes:
-    """Pins ciphertexts to their sender, round and key; hiding, as fresh ciphertexts are random."""
-    return digest("he-commitment", cfg, key, name.encode("ascii"), ciphertexts)
-
-
-def sealed_digest(cfg: bytes, key: bytes, ciphertexts: bytes | memoryview) -> bytes:
-    """Pins summed ciphertexts to their round and key."""
-    return digest("he-sealed", cfg, key, ciphertexts)
-
-
-def sum_digest(cfg: bytes, vector: bytes | memoryview) -> bytes:
-    """Pins the opened sum (little-endian words) to its round."""
-    return digest("he-sum", cfg, vector)
 
 
 def little_endian(vector: RingVector) -> bytes:

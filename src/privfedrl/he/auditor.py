@@ -17,20 +17,19 @@ from privfedrl.he.agreement import (
     abort,
     read_config,
     read_roster,
-    sealed_digest,
 )
+from privfedrl.he.digests import sealed_digest
 from privfedrl.he.frames import (
     Attestation,
     Kind,
     Roster,
     Sealed,
-    Upload,
 )
 from privfedrl.he.parameters import HEParameters
 from privfedrl.he.participant import Participant, present
 from privfedrl.he.phases import AUDITOR_TRANSITIONS, AbortCode, AuditorPhase
 from privfedrl.he.uploads import UploadSum
-from privfedrl.parties.frames import Outgoing
+from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry
 from privfedrl.primitives.random import Clock, system_clock
 
@@ -91,7 +90,8 @@ class HEAuditor(Participant):
         self._opened(found, cfg, config)
         return []
 
-    def _on_roster(self, message: Roster) -> list[Outgoing]:
+    def _on_roster(self, frame: Frame) -> list[Outgoing]:
+        message: Roster = frame.message
         roster = read_roster(
             message,
             config=present(self._config),
@@ -102,12 +102,12 @@ class HEAuditor(Participant):
         self._uploads = UploadSum(self._parameters, roster, self._registry)
         return []
 
-    def _on_sealed(self, message: Sealed) -> list[Outgoing]:
+    def _on_sealed(self, frame: Frame) -> list[Outgoing]:
+        message: Sealed = frame.message
         uploads = present(self._uploads)
         contributors = uploads.contributors.to_bytes()
         sealed = sealed_digest(self._cfg, self._key, uploads.ciphertexts())
-        found = sealed_digest(self._cfg, self._key, message.ciphertexts)
-        claimed = message.roster, message.contributors, found
+        claimed = message.roster, message.contributors, message.sealed
         if claimed != (self._roster, contributors, sealed):
             raise abort(AbortCode.SUM_MISMATCH, "the sum is not that of the uploads")
         if len(uploads.contributors) < self._parameters.floor:
@@ -122,10 +122,10 @@ class HEAuditor(Participant):
         )
         return self._answer(word)
 
-    def _on_upload(self, message: Upload) -> list[Outgoing]:
+    def _on_upload(self, frame: Frame) -> list[Outgoing]:
         if self._uploads is None:
             raise RemoteProtocolError("upload is not allowed before the roster")
-        self._uploads.take(message)
+        self._uploads.take(frame)
         return []
 
     def _forget(self) -> None:

@@ -19,11 +19,10 @@ from privfedrl.he.agreement import (
     check_config,
     check_context,
     check_contributors,
-    commitment,
-    key_digest,
     names_of,
     read_roster,
 )
+from privfedrl.he.digests import commitment
 from privfedrl.he.frames import (
     Commit,
     Context,
@@ -38,7 +37,7 @@ from privfedrl.he.lattice import Encryptor
 from privfedrl.he.parameters import HEParameters, RingVector
 from privfedrl.he.participant import Participant, present
 from privfedrl.he.phases import CLIENT_TRANSITIONS, AbortCode, ClientPhase
-from privfedrl.parties.frames import Outgoing
+from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry
 from privfedrl.parties.journal import Journal
 from privfedrl.parties.opening import check_time
@@ -143,8 +142,9 @@ class HEClient(Participant):
             self._opened(found, config_digest(frame.payload), config)
         return []
 
-    def _on_context(self, message: Context) -> list[Outgoing]:
+    def _on_context(self, frame: Frame) -> list[Outgoing]:
         """Encrypt under the round's key, and commit to the ciphertexts."""
+        message: Context = frame.message
         check_context(
             message,
             config=present(self._config),
@@ -152,23 +152,23 @@ class HEClient(Participant):
             parameters=self._parameters,
             now=self._clock(),
         )
-        key = bytes(message.public_key)
         try:
-            encryptor = Encryptor(self._parameters.parameter_set, key)
+            encryptor = Encryptor(self._parameters.parameter_set, frame.attachment)
         except RemoteProtocolError as error:
             raise abort(AbortCode.MALFORMED, f"the public key: {error}") from error
         slots = self._parameters.to_slots(present(self._vector))
         self._ciphertexts = encryptor.encrypt(slots)
         self._vector = None
-        self._key = key_digest(self._cfg, key)
+        self._key = message.key
         name = self._identity.name
         self._promised = commitment(self._cfg, self._key, name, self._ciphertexts)
         return self._answer(
             Commit(cfg=self._cfg, key=self._key, sender=name, commitment=self._promised)
         )
 
-    def _on_roster(self, message: Roster) -> list[Outgoing]:
+    def _on_roster(self, frame: Frame) -> list[Outgoing]:
         """Upload, if what this agent committed to is in the roster and its journal allows it."""
+        message: Roster = frame.message
         config, name = present(self._config), self._identity.name
         roster = read_roster(
             message, config=config, registry=self._registry, parameters=self._parameters
@@ -182,15 +182,17 @@ class HEClient(Participant):
                 key=self._key,
                 sender=name,
                 roster=roster.digest,
-                ciphertexts=memoryview(ciphertexts),
-            )
+                commitment=self._promised,
+            ),
+            ciphertexts,
         )
         self._journal.spend_masked(config.task_id, config.round, config.attempt)
         self._before_release()
         self._ciphertexts, self._roster = None, roster
         return answer
 
-    def _on_receipt(self, message: DecryptionReceipt) -> list[Outgoing]:
+    def _on_receipt(self, frame: Frame) -> list[Outgoing]:
+        message: DecryptionReceipt = frame.message
         roster = present(self._roster)
         if message.roster != roster.digest:
             raise abort(AbortCode.ROSTER_MISMATCH, "the receipt is about another roster")

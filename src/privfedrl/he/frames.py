@@ -6,7 +6,8 @@ no field in which a peer could state a size, a count, a scale or a level of its 
 
 Magic "PFHE", protocol 1, suite 1 (Ed25519, SHA-256). Every frame after the first names ``cfg``, the
 digest of the round's config, and all after the second name ``key``, the digest of the round's
-public key, so nothing fits another round, plan or key.
+public key, so nothing fits another round, plan or key. What is long is attached, pinned by a digest
+that the protocol needs anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Final, get_args
 from msgspec import Meta
 
 from privfedrl.errors import RemoteProtocolError
+from privfedrl.he.digests import commitment, key_digest, sealed_digest, sum_digest
 from privfedrl.he.lattice import public_key_bytes
 from privfedrl.he.parameters import PARAMETER_BYTES, HEParameters
 from privfedrl.parties import frames
@@ -98,12 +100,12 @@ class HEConfig(Payload, frozen=True, tag=int(Kind.CONFIG)):
 
 
 class Context(Payload, frozen=True, tag=int(Kind.CONTEXT)):
-    """The public key of this round alone, packed residues, signed by the key authority."""
+    """The public key of this round alone; attached: its packed residues. ``key`` is its digest."""
 
     cfg: Digest
+    key: Digest
     sender: Name
     not_after: Seconds
-    public_key: memoryview
 
 
 class Commit(Payload, frozen=True, tag=int(Kind.COMMIT)):
@@ -135,17 +137,17 @@ class Roster(Payload, frozen=True, tag=int(Kind.ROSTER)):
 
 
 class Upload(Payload, frozen=True, tag=int(Kind.UPLOAD)):
-    """The ciphertexts that a commitment promised."""
+    """What a commitment promised; attached: the ciphertexts, packed."""
 
     cfg: Digest
     key: Digest
     sender: Name
     roster: Digest
-    ciphertexts: memoryview
+    commitment: Digest
 
 
 class Sealed(Payload, frozen=True, tag=int(Kind.SEALED)):
-    """The sum of the contributors' ciphertexts, with the head of a ledger that has charged it.
+    """The contributors' summed ciphertexts (attached), and the head of a ledger that charged it.
 
     ``attestation`` is the auditor's frame where the parameters ask for one, else empty.
     """
@@ -157,7 +159,7 @@ class Sealed(Payload, frozen=True, tag=int(Kind.SEALED)):
     contributors: Set
     ledger_head: Digest
     attestation: bytes
-    ciphertexts: memoryview
+    sealed: Digest
 
 
 class Attestation(Payload, frozen=True, tag=int(Kind.ATTESTATION)):
@@ -172,13 +174,13 @@ class Attestation(Payload, frozen=True, tag=int(Kind.ATTESTATION)):
 
 
 class Opening(Payload, frozen=True, tag=int(Kind.OPENING)):
-    """The sum, little-endian words, and the receipt that pins it; to the coordinator alone."""
+    """The sum (attached, little-endian words) and the receipt; to the coordinator alone."""
 
     cfg: Digest
     key: Digest
     sender: Name
     receipt: bytes
-    vector: memoryview
+    total: Digest
 
 
 class DecryptionReceipt(Payload, frozen=True, tag=int(Kind.RECEIPT)):
@@ -214,14 +216,32 @@ class Record(Payload, frozen=True, tag=int(Kind.RECORD)):
 
 _ROWS: Final[dict[Kind, Row]] = {
     Kind.CONFIG: Row(struct=HEConfig, role="coordinator"),
-    Kind.CONTEXT: Row(struct=Context, role="key-authority"),
+    Kind.CONTEXT: Row(
+        struct=Context,
+        role="key-authority",
+        pins=lambda message, key: message.key == key_digest(message.cfg, key),
+    ),
     Kind.COMMIT: Row(struct=Commit, role="agent"),
     Kind.PROPOSAL: Row(struct=Proposal, role="coordinator"),
     Kind.ROSTER: Row(struct=Roster, role="key-authority"),
-    Kind.UPLOAD: Row(struct=Upload, role="agent"),
-    Kind.SEALED: Row(struct=Sealed, role="coordinator"),
+    Kind.UPLOAD: Row(
+        struct=Upload,
+        role="agent",
+        pins=lambda message, data: (
+            message.commitment == commitment(message.cfg, message.key, message.sender, data)
+        ),
+    ),
+    Kind.SEALED: Row(
+        struct=Sealed,
+        role="coordinator",
+        pins=lambda message, data: message.sealed == sealed_digest(message.cfg, message.key, data),
+    ),
     Kind.ATTESTATION: Row(struct=Attestation, role="auditor"),
-    Kind.OPENING: Row(struct=Opening, role="key-authority"),
+    Kind.OPENING: Row(
+        struct=Opening,
+        role="key-authority",
+        pins=lambda message, words: message.total == sum_digest(message.cfg, words),
+    ),
     Kind.RECEIPT: Row(struct=DecryptionReceipt, role="key-authority"),
     Kind.RECORD: Row(struct=Record, role="coordinator"),
 }
@@ -286,15 +306,15 @@ def frame_limit(kind: Kind, parameters: HEParameters) -> int:
     """The largest frame of ``kind`` in bytes, header and signature included."""
     if kind in _SMALL:
         return _SMALL[kind]
-    ciphertexts = _bin(parameters.ciphertext_bytes)
     if kind is Kind.CONTEXT:
-        return _AROUND + _HEAD + 9 + _bin(public_key_bytes(parameters.parameter_set))
+        return _AROUND + _HEAD + 9 + public_key_bytes(parameters.parameter_set)
     if kind is Kind.UPLOAD:
-        return _AROUND + _HEAD + _DIGEST + ciphertexts
+        return _AROUND + _HEAD + 2 * _DIGEST + parameters.ciphertext_bytes
     if kind is Kind.SEALED:
-        return _AROUND + _HEAD + 2 * _DIGEST + _SET + _bin(_ATTESTATION) + ciphertexts
+        around = _AROUND + _HEAD + 3 * _DIGEST + _SET + _bin(_ATTESTATION)
+        return around + parameters.ciphertext_bytes
     words = parameters.vector_length * parameters.ring_bits // 8
-    return _AROUND + _HEAD + _bin(_RECEIPT) + _bin(words)
+    return _AROUND + _HEAD + _bin(_RECEIPT) + _DIGEST + words
 
 
 class FrameReader(frames.FrameReader):

@@ -22,14 +22,12 @@ from privfedrl.he.agreement import (
     FixedRoster,
     abort,
     check_contributors,
-    key_digest,
     little_endian,
     names_of,
     read_config,
     read_roster,
-    sealed_digest,
-    sum_digest,
 )
+from privfedrl.he.digests import key_digest, sealed_digest, sum_digest
 from privfedrl.he.frames import (
     Attestation,
     Commit,
@@ -41,7 +39,6 @@ from privfedrl.he.frames import (
     Proposal,
     Roster,
     Sealed,
-    Upload,
     encode_frame,
 )
 from privfedrl.he.lattice import SEAL_VERSION
@@ -50,7 +47,7 @@ from privfedrl.he.participant import Participant, present
 from privfedrl.he.phases import AUTHORITY_TRANSITIONS, AbortCode, AuthorityPhase
 from privfedrl.he.uploads import UploadSum
 from privfedrl.he.vault import SecretKey, Vault
-from privfedrl.parties.frames import Outgoing
+from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry
 from privfedrl.parties.journal import Journal
 from privfedrl.parties.members import Members
@@ -134,10 +131,11 @@ class KeyAuthority(Participant):
             return self._answer(
                 Context(
                     cfg=cfg,
+                    key=self._key,
                     sender=self._identity.name,
                     not_after=found.opened_at + self._parameters.lifetime_s,
-                    public_key=memoryview(public_key),
-                )
+                ),
+                public_key,
             )
 
     def result(self) -> DecryptionReceipt:
@@ -153,8 +151,9 @@ class KeyAuthority(Participant):
             raise LocalProtocolError(f"there is no receipt yet, this one is {self._phase.value}")
         return self._receipt
 
-    def _on_proposal(self, message: Proposal) -> list[Outgoing]:
+    def _on_proposal(self, frame: Frame) -> list[Outgoing]:
         """Fix who contributes what, once, before any ciphertext has left an agent."""
+        message: Proposal = frame.message
         commits = [self._read_commit(frame) for frame in message.commits]
         names = [commit.sender for commit in commits]
         if names != sorted(set(names)):
@@ -185,17 +184,18 @@ class KeyAuthority(Participant):
             raise abort(AbortCode.ROSTER_MISMATCH, f"{commit.sender}'s commit is of another round")
         return commit
 
-    def _on_upload(self, message: Upload) -> list[Outgoing]:
+    def _on_upload(self, frame: Frame) -> list[Outgoing]:
         """Re-add one upload, where that is this authority's part."""
         if self._parameters.readding != "key-authority":
             raise RemoteProtocolError("this authority does not re-add; it must not see uploads")
         if self._uploads is None:
             raise RemoteProtocolError(f"upload is not allowed while {self._phase.value}")
-        self._uploads.take(message)
+        self._uploads.take(frame)
         return []
 
-    def _on_sealed(self, message: Sealed) -> list[Outgoing]:
+    def _on_sealed(self, frame: Frame) -> list[Outgoing]:
         """Policy, journal, ledger, and only then the one decryption."""
+        message: Sealed = frame.message
         config, roster = present(self._config), present(self._roster)
         if message.roster != roster.digest:
             raise abort(AbortCode.ROSTER_MISMATCH, "the sum is for another roster")
@@ -204,12 +204,13 @@ class KeyAuthority(Participant):
         )
         if message.ledger_head == NO_HEAD:
             raise abort(AbortCode.PERMIT_MISSING, "no ledger entry permits this opening")
-        sealed = sealed_digest(self._cfg, self._key, message.ciphertexts)
-        self._check_sum(message, contributors, sealed)
+        self._check_sum(message, contributors)
+        if len(frame.attachment) != self._parameters.ciphertext_bytes:
+            raise abort(AbortCode.MALFORMED, "the sum has another length than the parameters say")
         self._record(config, contributors)
         names = names_of(contributors, self._registry)
         head = self._before_decrypt(config, names)
-        slots = self._decrypt(bytes(message.ciphertexts))
+        slots = self._decrypt(bytes(frame.attachment))
         check_range(slots, self._parameters, len(contributors))
         vector = self._parameters.from_slots(slots)
         words = little_endian(vector)
@@ -219,7 +220,7 @@ class KeyAuthority(Participant):
             sender=self._identity.name,
             roster=roster.digest,
             contributors=message.contributors,
-            sealed=sealed,
+            sealed=message.sealed,
             total=sum_digest(self._cfg, words),
             ledger_head=head,
             readding=self._parameters.readding,
@@ -231,20 +232,21 @@ class KeyAuthority(Participant):
                 key=self._key,
                 sender=self._identity.name,
                 receipt=encode_frame(self._receipt, self._identity),
-                vector=memoryview(words),
-            )
+                total=self._receipt.total,
+            ),
+            words,
         )
 
-    def _check_sum(self, message: Sealed, contributors: Members, sealed: bytes) -> None:
+    def _check_sum(self, message: Sealed, contributors: Members) -> None:
         """Compare with what was re-added, by this authority or by the auditor."""
         if self._parameters.readding == "key-authority":
             uploads = present(self._uploads)
             again = sealed_digest(self._cfg, self._key, uploads.ciphertexts())
-            if (uploads.contributors, again) != (contributors, sealed):
+            if (uploads.contributors, again) != (contributors, message.sealed):
                 raise abort(AbortCode.SUM_MISMATCH, "the sum is not that of the uploads")
         if self._parameters.readding == "auditor":
             attested = self._read_attestation(message.attestation)
-            expected = present(self._roster).digest, message.contributors, sealed
+            expected = present(self._roster).digest, message.contributors, message.sealed
             if (attested.roster, attested.contributors, attested.sealed) != expected:
                 raise abort(AbortCode.SUM_MISMATCH, "the auditor attested to another sum")
 

@@ -143,7 +143,7 @@ class Encryptor:
         MissingExtraError: TenSEAL is absent.
     """
 
-    def __init__(self, parameters: ParameterSet, public_key: bytes) -> None:
+    def __init__(self, parameters: ParameterSet, public_key: bytes | memoryview) -> None:
         (residues,) = unpack(public_key, parameters.primes, parameters.degree, 1)
         self._scheme = _Scheme(parameters)
         key = self._scheme.public_key(residues)

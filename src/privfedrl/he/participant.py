@@ -46,8 +46,8 @@ class Participant:
     role: ClassVar[Role]
     phases: ClassVar[type[Enum]]
     transitions: ClassVar[Mapping[tuple[Any, Kind], Any]]
-    handlers: ClassVar[Mapping[Kind, Callable[[Any, Any], list[Outgoing]]]]
-    unstaged: ClassVar[Mapping[Kind, Callable[[Any, Any], list[Outgoing]]]] = {}
+    handlers: ClassVar[Mapping[Kind, Callable[[Any, Frame], list[Outgoing]]]]
+    unstaged: ClassVar[Mapping[Kind, Callable[[Any, Frame], list[Outgoing]]]] = {}
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Participant:
         if self.finished:
             raise RemoteProtocolError(f"{frame.type.label} came after the end of the round")
         if frame.type in self.unstaged:
-            return self.unstaged[frame.type](self, frame.message)
+            return self.unstaged[frame.type](self, frame)
         with self._fail_closed():
             return self._step(frame, data)
 
@@ -142,7 +142,7 @@ class Participant:
             )
         if frame.type is not Kind.RECEIPT:  # which may come late, and releases nothing
             check_fresh(present(self._config), self._parameters, self._clock())
-        answer = self.handlers[frame.type](self, frame.message)
+        answer = self.handlers[frame.type](self, frame)
         self._slots[frame.type] = data
         if following is self.phases["DONE"]:
             self._end(following, AbortCode.LOCAL_FAULT)
@@ -162,8 +162,9 @@ class Participant:
         if frame.type is not Kind.CONTEXT and self._key and frame.message.key != self._key:
             raise RemoteProtocolError(f"{frame.type.label} belongs to another key")
 
-    def _answer(self, message: Any) -> list[Outgoing]:
-        return [Outgoing(self._registry.coordinator, encode_frame(message, self._identity))]
+    def _answer(self, message: Any, attachment: bytes = b"") -> list[Outgoing]:
+        data = encode_frame(message, self._identity, attachment)
+        return [Outgoing(self._registry.coordinator, data)]
 
     @contextmanager
     def _fail_closed(self) -> Iterator[None]:

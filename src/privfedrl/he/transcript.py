@@ -22,8 +22,8 @@ from privfedrl.he.agreement import (
     little_endian,
     names_of,
     read_roster,
-    sum_digest,
 )
+from privfedrl.he.digests import sum_digest
 from privfedrl.he.frames import (
     Attestation,
     Commit,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from privfedrl.errors import RemoteProtocolError
-from privfedrl.he.agreement import FixedRoster, commitment
+from privfedrl.he.agreement import FixedRoster
 from privfedrl.he.frames import Upload
 from privfedrl.he.parameters import HEParameters
 from privfedrl.he.residues import add_into, pack, unpack
+from privfedrl.parties.frames import Frame
 from privfedrl.parties.identity import Registry
 from privfedrl.parties.members import Members
 
@@ -44,13 +45,14 @@ class UploadSum:
         indices = map(self._registry.index_of, self._names)
         return Members.of(indices, len(self._registry.agents))
 
-    def take(self, message: Upload) -> None:
-        """Add one upload whose signature has been verified.
+    def take(self, frame: Frame) -> None:
+        """Add one verified upload.
 
         Raises:
             RemoteProtocolError: it is for another roster, from a stranger, a second one, not what
                 was committed to, or no ciphertexts of these parameters. Nothing is added.
         """
+        message: Upload = frame.message
         name, chosen = message.sender, self._parameters.parameter_set
         if message.roster != self._roster.digest:
             raise RemoteProtocolError("the upload is for another roster")
@@ -58,11 +60,10 @@ class UploadSum:
             raise RemoteProtocolError(f"{name} is not in the roster")
         if name in self._names:
             raise RemoteProtocolError(f"{name} has contributed already")
-        found = commitment(message.cfg, message.key, name, message.ciphertexts)
-        if found != self._roster.commitments[name]:
+        if message.commitment != self._roster.commitments[name]:
             raise RemoteProtocolError(f"{name} uploaded something else than it committed to")
         residues = unpack(
-            message.ciphertexts, chosen.sent_primes, chosen.degree, self._parameters.ciphertexts
+            frame.attachment, chosen.sent_primes, chosen.degree, self._parameters.ciphertexts
         )
         add_into(self._total, residues, chosen.sent_primes)
         self._names.add(name)

@@ -5,8 +5,10 @@ without remainder, its sender is registered in the right role and the signature 
 bytes that were received. Everything else is a typed error, in memory bounded by the size limit.
 
 Frame: magic, 4 bytes | version u16 | type u16 | payload length u32 | payload | signature (64
-bytes). The version's high byte is the protocol, its low byte the suite. The payload is a msgpack
-array that starts with the type number. The signature covers L(type) || SHA-256(header || payload).
+bytes) | attachment. The version's high byte is the protocol, its low byte the suite. The payload is
+a msgpack array that starts with the type number. The signature covers
+L(type) || SHA-256(header || payload). An attachment is something long that a field of the payload
+pins by digest, so that it is hashed once; most types have none, and end with the signature.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -75,12 +77,14 @@ class Frame:
     """A frame that was read and verified.
 
     ``digest`` is what was signed and its signature, 96 bytes: it tells any two frames apart.
+    ``attachment`` is what the payload pins, empty for most types.
     """
 
     type: Any  # a member of the protocol's own FrameType
     message: Any  # the struct of that type; handlers state which one they take
     payload: memoryview
     digest: bytes
+    attachment: memoryview = field(default_factory=lambda: memoryview(b""))
 
     @property
     def sender(self) -> str:
@@ -90,17 +94,27 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one message type is: its struct and the role of its sender."""
+    """What one message type is.
+
+    Attributes:
+        struct: of its payload. role: of its sender.
+        pins: (message, attachment) -> whether the message names that attachment by its digest;
+            None for a type that has none.
+    """
 
     struct: type[Any]
     role: Role
+    pins: Callable[[Any, memoryview], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
     kind: FrameType
     verify: Verify
+    signed: memoryview
     payload: memoryview
+    signature: memoryview
+    attachment: memoryview
 
 
 class Wire:
@@ -139,7 +153,9 @@ class Wire:
         """L(type): what the signature covers first."""
         return label(self._prefix + kind.label)
 
-    def encode(self, message: Any, identity: Identity) -> bytes:
+    def encode(
+        self, message: Any, identity: Identity, attachment: bytes | memoryview = b""
+    ) -> bytes:
         """The signed frame of ``message``; ``identity`` must be its sender."""
         if message.sender != identity.name:
             raise ConfigurationError(f"sender must be {identity.name}, got {message.sender}")
@@ -149,7 +165,9 @@ class Wire:
         length = len(frame) - HEADER_BYTES
         _HEADER.pack_into(frame, 0, self._magic, self._version, kind, length)
         frame += identity.sign(self.label(kind) + hashlib.sha256(frame).digest())
-        return bytes(frame)
+        if self.rows[kind].pins is None and len(attachment):
+            raise ConfigurationError(f"{kind.label} has no attachment")
+        return b"".join((frame, attachment))
 
     def peek(self, data: bytes, kind: FrameType, *, limit: int) -> Any:
         """The struct of ``kind`` in ``data``, without looking at its sender or signature.
@@ -178,10 +196,18 @@ class Wire:
         kind = self._kinds(number)
         if len(data) > limit_of(kind):
             raise RemoteProtocolError(f"{kind.label} must be <= {limit_of(kind)} bytes")
-        if len(data) != HEADER_BYTES + length + SIGNATURE_BYTES:
+        rest = len(data) - HEADER_BYTES - length - SIGNATURE_BYTES
+        if rest < 0 or (rest and self.rows[kind].pins is None):
             raise RemoteProtocolError(f"{kind.label} has another length than its header says")
-        payload = memoryview(data)[HEADER_BYTES : HEADER_BYTES + length]
-        return _Parts(kind, self._suite_verify(version & 0xFF), payload)
+        view, end = memoryview(data), HEADER_BYTES + length
+        return _Parts(
+            kind,
+            self._suite_verify(version & 0xFF),
+            signed=view[:end],
+            payload=view[HEADER_BYTES:end],
+            signature=view[end : end + SIGNATURE_BYTES],
+            attachment=view[end + SIGNATURE_BYTES :],
+        )
 
     def decode(self, kind: FrameType, payload: bytes | memoryview) -> Any:
         """The struct in a payload whose size was checked."""
@@ -229,7 +255,7 @@ class FrameReader:
         Raises:
             RemoteProtocolError: malformed, oversized, of another version or type, or from somebody
                 who may not send it.
-            AuthenticationFailed: unknown sender or wrong signature.
+            AuthenticationFailed: unknown sender, wrong signature or another attachment.
         """
         known = self._remembered(data)
         if known is not None and known.type in expected:
@@ -237,11 +263,19 @@ class FrameReader:
         parts = self._wire.split(data, expected, self._limits.__getitem__)
         kind, message = parts.kind, self._wire.decode(parts.kind, parts.payload)
         self._check_sender(kind, message.sender)
-        signature = data[-SIGNATURE_BYTES:]
-        signed = hashlib.sha256(memoryview(data)[:-SIGNATURE_BYTES]).digest()
+        signature, signed = bytes(parts.signature), hashlib.sha256(parts.signed).digest()
         key = self._registry.verify_key_of(message.sender)
         parts.verify(key, signature, self._wire.label(kind) + signed)
-        frame = Frame(type=kind, message=message, payload=parts.payload, digest=signed + signature)
+        pins = self._wire.rows[kind].pins
+        if pins is not None and not pins(message, parts.attachment):
+            raise AuthenticationFailed
+        frame = Frame(
+            type=kind,
+            message=message,
+            payload=parts.payload,
+            digest=signed + signature,
+            attachment=parts.attachment,
+        )
         if kind in self._shown and len(self._verified) < self._capacity:
             self._verified[data] = frame
         return frame
