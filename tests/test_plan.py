@@ -390,7 +390,6 @@ CHANGED: dict[str, dict[str, Any]] = {
         "threshold": 5,
         "min_clients": 4,
         "min_honest": 2,
-        "readding": "auditor",
     },
 }
 ALL_CHANGES = [
@@ -423,7 +422,7 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
     tested["privacy"] |= {"unit", "max_trajectories_per_unit"}
     tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
-    tested["protection"] |= {"parameter_set"}  # needs encryption
+    tested["protection"] |= {"parameter_set", "readding"}  # need encryption
     for section in dataclasses.fields(Plan):
         value = getattr(tiny(), section.name)
         if section.name not in ("name", "simulation"):
@@ -431,6 +430,9 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     sets = (None, "bfv-4096-std", "bfv-4096-wide", "bfv-4096-192")
     encrypted = {tiny(protection={"kind": "bfv", "parameter_set": name}).digest for name in sets}
     assert len(encrypted) == len(sets)
+    ways = ("key-authority", "auditor", "none")
+    read = {tiny(protection={"kind": "bfv", "readding": way}).digest for way in ways}
+    assert len(read) == len(ways)
     discounted = tiny().replace("training", gamma=0.5)
     assert discounted.replace("training", truncation="continue").digest != discounted.digest
     widths = (None, *range(MIN_LANE_BITS, MAX_LANE_BITS + 1))

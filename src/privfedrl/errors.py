@@ -90,8 +90,9 @@ class AuthenticationFailed(ProtocolError):
 class RoundAborted(ProtocolError):
     """The round ended without a result.
 
-    ``code`` is one of the names in ``privfedrl.secagg.phases.AbortCode``; ``evidence`` holds the
-    signed frames that prove somebody's fault to a third party, where there are any.
+    ``code`` is one of the names in ``AbortCode`` of ``privfedrl.secagg.phases`` or
+    ``privfedrl.he.phases``, or of the caller's own making; ``evidence`` holds the signed frames
+    that prove somebody's fault to a third party, where there are any.
     """
 
     def __init__(self, code: str, message: str, *, evidence: tuple[bytes, ...] = ()) -> None:

@@ -161,7 +161,8 @@ class EncodingPlan:
         lane_bits: bits of a coordinate when several share a 64-bit word; None = a word each.
         headroom: what a coordinate of the sum is taken to reach: "worst-case" holds for every
             input; "rotated" trusts the public rotation to spread inputs that do not know its seed.
-            A sum that goes beyond wraps, which costs accuracy and never privacy.
+            A sum that goes beyond wraps, or under encryption is not opened; that costs accuracy or
+            the round, never privacy.
     """
 
     ring_bits: int = 32

@@ -174,6 +174,7 @@ def _protection_rules(plan: Plan) -> list[str]:
         *_number("protection.min_clients", protection.min_clients, low=1, high=65_520),
         *_number("protection.min_honest", protection.min_honest, low=1, high=65_520),
     ]
+    problems += _homomorphic_only(plan)
     if protection.kind == "none":
         if plan.honest_floor < 1 or plan.threshold > n:
             problems.append(
@@ -212,17 +213,23 @@ def _protection_rules(plan: Plan) -> list[str]:
     return problems
 
 
+def _homomorphic_only(plan: Plan) -> list[str]:
+    """An option that would do nothing must not look as if it did something."""
+    protection = plan.protection
+    given = {"parameter_set": None, "readding": "key-authority"}
+    return [
+        f"protection.{name} is for kinds 'bfv' and 'ckks', got {getattr(protection, name)!r} with "
+        f"kind {protection.kind!r}"
+        for name, default in given.items()
+        if not protection.homomorphic and getattr(protection, name) != default
+    ]
+
+
 def _set_rules(plan: Plan) -> list[str]:
     """How many agents the way of summing allows, and that its options fit it."""
     protection, n = plan.protection, plan.fleet.agents
     if not protection.homomorphic:
-        problems = _number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
-        if protection.parameter_set is not None:
-            problems.append(
-                "protection.parameter_set is for kinds 'bfv' and 'ckks', got "
-                f"{protection.parameter_set!r} with kind {protection.kind!r}"
-            )
-        return problems
+        return _number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
     sets, problems = HE_AGENTS[protection.kind], []
     name = protection.parameter_set or next(iter(sets))
     if name not in sets:

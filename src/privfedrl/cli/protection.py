@@ -30,7 +30,14 @@ Protection = Annotated[
 def protected_by(plan: Plan, kind: ProtectionName | None) -> Plan:
     """``plan``, with its ``protection.kind`` replaced if one is given.
 
+    What only the plan's own kind of encryption has (its lattice, who re-adds) goes with it.
+
     Raises:
         ConfigurationError: the rest of the plan does not allow it.
     """
-    return plan if kind is None else plan.replace("protection", kind=kind.value)
+    if kind is None or kind.value == plan.protection.kind:
+        return plan
+    changes = {"kind": kind.value, "parameter_set": None}
+    if kind in (ProtectionName.PAIRWISE, ProtectionName.NONE):
+        changes["readding"] = "key-authority"  # the default, which says nothing there
+    return plan.replace("protection", **changes)

@@ -55,7 +55,8 @@ def adversaries(plan: Plan) -> tuple[Adversary, ...]:
     public = Adversary("public", "all")
     if plan.protection.kind == "none":
         return (Adversary("coordinator", "one"), public)
-    rest = (Adversary("coordinator", "all"), Adversary("one agent", "all but one"), public)
+    alone = "coordinator, adding honestly" if "adding" in _duties(plan) else "coordinator"
+    rest = (Adversary(alone, "all"), Adversary("one agent", "all but one"), public)
     return (Adversary(main_adversary(plan), "honest"), *_key_holders(plan), *rest)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from privfedrl.he import HEAggregator, HEClient, HEConfig, HEParameters, HETranscript
 from privfedrl.he import read_config as read_he_config
+from privfedrl.he.agreement import check_roles
 from privfedrl.he.frames import Kind, frame_limit
 from privfedrl.parties import Identity, Journal, Outgoing, Registry
 from privfedrl.primitives.random import Clock, Entropy
@@ -117,6 +118,9 @@ class Backend(Protocol):
     def capabilities(self) -> Capabilities:
         """What a caller may rely on."""
 
+    def check_registry(self, registry: Registry) -> None:
+        """Refuse a registry without a party that a round needs (ConfigurationError)."""
+
     def read_config(
         self, data: bytes, *, registry: Registry, plan_digest: bytes, now: int
     ) -> AnyConfig:
@@ -177,6 +181,9 @@ class Pairwise:
             max_colluding=self.parameters.max_colluding,
             bytes_up_per_agent=self.parameters.bytes_up_per_client(),
         )
+
+    def check_registry(self, registry: Registry) -> None:
+        """Masking needs agents and a coordinator, which every registry has."""
 
     def read_config(
         self, data: bytes, *, registry: Registry, plan_digest: bytes, now: int
@@ -273,6 +280,10 @@ class Homomorphic:
                 frame_limit(kind, self.parameters) for kind in (Kind.COMMIT, Kind.UPLOAD)
             ),
         )
+
+    def check_registry(self, registry: Registry) -> None:
+        """See :class:`Backend`."""
+        check_roles(registry, self.parameters)
 
     def read_config(
         self, data: bytes, *, registry: Registry, plan_digest: bytes, now: int

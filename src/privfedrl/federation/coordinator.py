@@ -126,6 +126,8 @@ class Coordinator:
                 f"parameters must have shape ({expected},) for the plan's policy, "
                 f"got {state.parameters.shape}"
             )
+        if self._setup.backend is not None:
+            self._setup.backend.check_registry(registry)
         self._identity = identity
         self._registry = registry
         self._ledger = ledger

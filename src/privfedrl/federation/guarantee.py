@@ -17,6 +17,7 @@ from importlib import metadata
 from privfedrl.errors import PrivacyError
 from privfedrl.federation.adversaries import adversaries
 from privfedrl.federation.backends import Homomorphic
+from privfedrl.federation.bounds import bounded_epsilon
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.he import HEParameters
 from privfedrl.plan import Plan
@@ -156,16 +157,19 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
     if not held:
         raise PrivacyError("the ledger holds no release of this plan; there is nothing to state")
     events = [(one.charge.group, one.event) for one in held]
-    claims = [_claim(setup, setup.adversary, events)]
+    main = _claim(setup, setup.adversary, events)
+    if main is None:
+        raise PrivacyError("the ledger holds releases for which no epsilon is proven")
     if plan.protection.kind == "none":
-        return tuple(claims)
+        return (main,)
+    known = plan.privacy.max_colluding
+    others = []
     for adversary in adversaries(plan)[1:]:
         if adversary.shares == "all":
-            known = plan.privacy.max_colluding
-            claims.append(_claim(setup, adversary.name, [*_with_more(setup, events, known)]))
+            others.append(_claim(setup, adversary.name, [*_with_more(setup, events, known)]))
         if adversary.shares == "one":
-            claims.append(_claim(setup, adversary.name, [*_with_one_share(setup, events)]))
-    return tuple(claims)
+            others.append(_claim(setup, adversary.name, [*_with_one_share(setup, events)]))
+    return (main, *(claim for claim in others if claim is not None))
 
 
 def _with_more(
@@ -189,14 +193,18 @@ def _with_one_share(
         yield group, setup.event(1)
 
 
-def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim:
+def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim | None:
+    """The claim against one adversary; None where no finite epsilon is proven."""
     plan = setup.plan
     spent = compose(plan.unit, events, setup.accounted_delta)
     if not math.isfinite(spent.epsilon):
         raise PrivacyError("the ledger holds a release without noise under a plan that adds some")
+    epsilon = bounded_epsilon(setup, events)
+    if not math.isfinite(epsilon):
+        return None
     return Claim(
         adversary=adversary,
-        epsilon=spent.epsilon,
+        epsilon=epsilon,
         delta=plan.privacy.delta,
         bound=spent.bound,
         curve_kind="RDP of the Skellam mechanism",
@@ -286,13 +294,18 @@ def _trust(setup: RoundSetup) -> tuple[PartyView, ...]:
 def _homomorphic_trust(setup: RoundSetup) -> tuple[PartyView, tuple[PartyView, ...]]:
     plan = setup.plan
     readding = plan.protection.readding
+    duties = ["not colluding with the key authority"]
+    if readding == "auditor":
+        duties[0] += " or the auditor"
+    if readding == "none":
+        duties.append("adding correctly")
+    if plan.protection.kind == "ckks":
+        duties.append("not colluding with an agent that uploads no real encryption")
     coordinator = PartyView(
         party=f"coordinator with up to {plan.privacy.max_colluding} agents",
         sees="ciphertexts, one noised sum per round over at least "
         f"{plan.threshold} contributors, their names, message sizes and times",
-        trusted_for="not colluding with the key authority; adding correctly"
-        if readding == "none"
-        else "not colluding with the key authority; availability",
+        trusted_for="; ".join([*duties, "availability"]),
     )
     holds_uploads = readding == "key-authority"
     authority = PartyView(
@@ -393,7 +406,8 @@ def _homomorphic_aggregation(plan: Plan, parameters: HEParameters) -> SecureAggr
         f"{parameters.readding}",
         cryptographic=True,
         threat_model=f"{_WHO_MUST_NOT[parameters.readding]}; colluding agents up to the collusion "
-        "bound learn nothing beyond the sum",
+        f"bound{'' if chosen.exact else ', if they upload real encryptions,'} learn nothing beyond "
+        "the sum",
         threshold=plan.threshold,
         floor=plan.honest_floor,
         collusion_bound=plan.privacy.max_colluding,

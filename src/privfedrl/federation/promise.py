@@ -12,9 +12,11 @@ from typing import Any
 
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.adversaries import adversaries
+from privfedrl.federation.backends import Homomorphic
+from privfedrl.federation.bounds import bounded_epsilon
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
-from privfedrl.privacy import Adjacency, DpEvent, compose
+from privfedrl.privacy import Adjacency, DpEvent
 
 __all__ = ["Promise", "View", "promise"]
 
@@ -26,7 +28,7 @@ class View:
     Attributes:
         adversary: whom the figures are about.
         honest_shares: noise shares in a released sum that this adversary does not know.
-        epsilon: one unit absent or present; None where nothing is promised.
+        epsilon: one unit absent or present; None where nothing is promised or no bound is proven.
         epsilon_replace: one unit replaced by another.
     """
 
@@ -146,7 +148,7 @@ def promise(plan: Plan) -> Promise:
         threshold=plan.threshold,
         honest_floor=plan.honest_floor,
         tolerated_dropouts=plan.tolerated_dropouts,
-        headroom_bits=setup.codec.coordinate_bits - 1 - math.log2(largest),
+        headroom_bits=_sum_bits(setup) - 1 - math.log2(largest),
         headroom_rule=plan.encoding.headroom,
         bytes_up_per_agent_round=size,
         num_coordinates=setup.codec.padded,
@@ -160,6 +162,13 @@ def promise(plan: Plan) -> Promise:
     )
 
 
+def _sum_bits(setup: RoundSetup) -> int:
+    """Bits of a coordinate's sum: beyond them it wraps, or under encryption is not opened."""
+    if isinstance(setup.backend, Homomorphic):
+        return setup.backend.parameters.sum_bits
+    return setup.codec.coordinate_bits
+
+
 def _view(setup: RoundSetup, adversary: str, shares: int) -> View:
     if setup.mechanism is None:
         return View(adversary=adversary, honest_shares=0, epsilon=None, epsilon_replace=None)
@@ -167,15 +176,18 @@ def _view(setup: RoundSetup, adversary: str, shares: int) -> View:
     return View(
         adversary=adversary,
         honest_shares=shares,
-        epsilon=_epsilon(setup, event, Adjacency.ADD_REMOVE),
-        epsilon_replace=_epsilon(setup, event, Adjacency.REPLACE_ONE),
+        epsilon=_finite(_epsilon(setup, event, Adjacency.ADD_REMOVE)),
+        epsilon_replace=_finite(_epsilon(setup, event, Adjacency.REPLACE_ONE)),
     )
 
 
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
+
+
 def _epsilon(setup: RoundSetup, event: DpEvent, adjacency: Adjacency) -> float:
-    plan = setup.plan
-    releases = [(index, event) for index in range(plan.releases_per_unit)]
-    return compose(plan.unit, releases, setup.accounted_delta, adjacency=adjacency).epsilon
+    releases = [(index, event) for index in range(setup.plan.releases_per_unit)]
+    return bounded_epsilon(setup, releases, adjacency=adjacency)
 
 
 def _check_schedule(plan: Plan) -> None:

@@ -199,7 +199,7 @@ def _he_parameters(
         raise ConfigurationError(
             f"protection.parameter_set = {chosen.name!r} has {chosen.plain_bits} bits per slot; "
             f"the sum of {plan.fleet.agents} agents, {needed} bits, takes {takes} of them: choose "
-            "a wider set, or a smaller encoding.resolution"
+            "a smaller encoding.resolution, or a wider set (bfv-4096-wide is the widest)"
         )
     lanes = (chosen.plain_bits - MIN_GUARD_BITS) // (needed + carry) if chosen.exact else 1
     return HEParameters(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from privfedrl.errors import ConfigurationError, RemoteProtocolError
+from privfedrl.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
 from privfedrl.federation.backends import Homomorphic
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.he import HEAuditor, HEConfig, HEParameters, KeyAuthority, Vault
@@ -123,6 +123,7 @@ class Trustee(_Rounds):
         self._ledger, self._journal, self._clock = ledger, journal, clock
         self._new_vault = vault
         self._spare: SecretKey | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -136,13 +137,16 @@ class Trustee(_Rounds):
         self.close()
 
     def close(self) -> None:
-        """End every key and process."""
+        """End every key and process; a closed trustee opens no round."""
+        self._closed = True
         self.abandon()
         if self._spare is not None:
             self._spare.destroy()
         self._spare = None
 
     def _new_role(self) -> KeyAuthority:
+        if self._closed:
+            raise LocalProtocolError("this trustee is closed")
         return KeyAuthority(
             identity=self._identity,
             registry=self._registry,

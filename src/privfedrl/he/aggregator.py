@@ -16,7 +16,6 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from privfedrl.errors import (
-    ConfigurationError,
     LocalProtocolError,
     RemoteProtocolError,
     RoundAborted,
@@ -25,6 +24,8 @@ from privfedrl.he.agreement import (
     FixedRoster,
     abort,
     check_context,
+    check_roles,
+    checked_head,
     names_of,
     read_members,
     read_roster,
@@ -49,6 +50,7 @@ from privfedrl.he.frames import (
 from privfedrl.he.parameters import HEParameters, RingVector
 from privfedrl.he.participant import present
 from privfedrl.he.phases import AGGREGATOR_COLLECTS, AbortCode, AggregatorPhase
+from privfedrl.he.residues import unpack
 from privfedrl.he.transcript import HERecord
 from privfedrl.he.uploads import UploadSum
 from privfedrl.parties.binding import DIGEST_BYTES
@@ -114,10 +116,9 @@ class HEAggregator:
         self._before_open = before_open
         self._entropy = entropy
         self._clock = clock
-        self._authority = _required(registry.key_authority, "key-authority")
-        self._auditor = (
-            _required(registry.auditor, "auditor") if parameters.readding == "auditor" else None
-        )
+        check_roles(registry, parameters)
+        self._authority = present(registry.key_authority)
+        self._auditor = registry.auditor if parameters.readding == "auditor" else None
         self._reader = FrameReader(registry, parameters)
         self._phase = AggregatorPhase.IDLE
         self._abort: RoundAborted | None = None
@@ -280,6 +281,8 @@ class HEAggregator:
                 now=self._clock(),
             )
         )
+        chosen = self._parameters.parameter_set
+        unpack(frame.attachment, chosen.primes, chosen.degree, 1)  # spare every agent a bad key
         self._key = message.key
         self._frames[Kind.CONTEXT] = data
         self._await(AggregatorPhase.COLLECT_COMMITS, self._now.agents)
@@ -343,7 +346,8 @@ class HEAggregator:
         """Charge, then ask for the opening."""
         contributors = self._adding.contributors
         try:
-            head = self._before_open(names_of(contributors, self._registry))
+            names = names_of(contributors, self._registry)
+            head = checked_head("before_open", self._before_open(names))
             self._total = self._adding.ciphertexts()
             sealed = Sealed(
                 cfg=self._now.cfg,
@@ -484,12 +488,6 @@ class _Round:
     config: HEConfig
     cfg: bytes
     agents: tuple[str, ...]
-
-
-def _required(name: str | None, role: str) -> str:
-    if name is None:
-        raise ConfigurationError(f"the registry must name a {role} for homomorphic aggregation")
-    return name
 
 
 _HANDLERS: Final[dict[Kind, Callable[[HEAggregator, Frame, bytes], list[Outgoing]]]] = {

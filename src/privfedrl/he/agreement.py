@@ -12,8 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from privfedrl.errors import RemoteProtocolError, RoundAborted
-from privfedrl.he.frames import Context, FrameReader, HEConfig, Kind, Roster, config_digest
+from privfedrl.errors import (
+    ConfigurationError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RoundAborted,
+)
+from privfedrl.he.frames import SUITE, Context, FrameReader, HEConfig, Kind, Roster, config_digest
 from privfedrl.he.parameters import HEParameters, RingVector
 from privfedrl.he.phases import AbortCode
 from privfedrl.parties.binding import DIGEST_BYTES, digest
@@ -29,6 +34,8 @@ __all__ = [
     "check_context",
     "check_contributors",
     "check_fresh",
+    "check_roles",
+    "checked_head",
     "little_endian",
     "names_of",
     "read_config",
@@ -78,6 +85,8 @@ def check_config(
     """Compare an authentic config with what this participant has pinned."""
     if config.plan_digest != plan_digest:
         raise abort(AbortCode.PLAN_MISMATCH, "the config names another plan than the pinned one")
+    if config.suite != SUITE:
+        raise abort(AbortCode.INFEASIBLE_PARAMETERS, f"suite must be {SUITE}, got {config.suite}")
     if config.registry_digest != registry.digest:
         raise abort(AbortCode.REGISTRY_MISMATCH, "the config names another registry")
     pinned = parameters.canonical_bytes(), parameters.digest
@@ -152,6 +161,31 @@ def check_contributors(data: bytes, roster: FixedRoster, registry: Registry, flo
 def names_of(members: Members, registry: Registry) -> tuple[str, ...]:
     """The members' names, sorted."""
     return tuple(registry.agents[index] for index in members.indices())
+
+
+def check_roles(registry: Registry, parameters: HEParameters) -> None:
+    """Refuse a registry without a party that these parameters need (ConfigurationError)."""
+    needed = {"key-authority": registry.key_authority}
+    if parameters.readding == "auditor":
+        needed["auditor"] = registry.auditor
+    problems = tuple(
+        f"the registry must name a {role} for homomorphic aggregation"
+        for role, name in needed.items()
+        if name is None
+    )
+    if problems:
+        raise ConfigurationError("; ".join(problems), problems=problems)
+
+
+def checked_head(hook: str, head: object) -> bytes:
+    """The head of a ledger as a caller's hook gave it: 32 bytes that name an entry.
+
+    Raises:
+        LocalProtocolError: it gave something else; nothing is opened without a charge.
+    """
+    if not isinstance(head, bytes) or len(head) != DIGEST_BYTES or head == NO_HEAD:
+        raise LocalProtocolError(f"{hook} must give the {DIGEST_BYTES} bytes of a ledger's head")
+    return head
 
 
 def little_endian(vector: RingVector) -> bytes:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from privfedrl.errors import RemoteProtocolError
+from privfedrl.errors import ConfigurationError, RemoteProtocolError
 from privfedrl.he.agreement import (
     abort,
-    read_config,
     read_roster,
 )
 from privfedrl.he.digests import sealed_digest
@@ -68,6 +67,10 @@ class HEAuditor(Participant):
             plan_digest=plan_digest,
             clock=clock,
         )
+        if parameters.readding != "auditor":
+            raise ConfigurationError(
+                f"readding must be 'auditor' for an auditor, got {parameters.readding!r}"
+            )
         self._uploads: UploadSum | None = None
         self._roster = b""
 
@@ -79,14 +82,7 @@ class HEAuditor(Participant):
             RemoteProtocolError, AuthenticationFailed, RoundAborted: as for the key authority.
         """
         self._require_idle()
-        found, cfg = read_config(
-            config,
-            registry=self._registry,
-            parameters=self._parameters,
-            plan_digest=self._plan_digest,
-            now=self._clock(),
-        )
-        self._require_valid(self._identity.name, found.opened_at)
+        found, cfg = self._join(config, self._clock())
         self._opened(found, cfg, config)
         return []
 

@@ -16,7 +16,6 @@ from privfedrl.errors import LocalProtocolError, RemoteProtocolError
 from privfedrl.he.agreement import (
     FixedRoster,
     abort,
-    check_config,
     check_context,
     check_contributors,
     names_of,
@@ -27,11 +26,9 @@ from privfedrl.he.frames import (
     Commit,
     Context,
     DecryptionReceipt,
-    HEConfig,
     Kind,
     Roster,
     Upload,
-    config_digest,
 )
 from privfedrl.he.lattice import Encryptor
 from privfedrl.he.parameters import HEParameters, RingVector
@@ -40,7 +37,6 @@ from privfedrl.he.phases import CLIENT_TRANSITIONS, AbortCode, ClientPhase
 from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry
 from privfedrl.parties.journal import Journal
-from privfedrl.parties.opening import check_time
 from privfedrl.primitives.random import Clock, system_clock
 
 __all__ = ["HEClient"]
@@ -124,22 +120,13 @@ class HEClient(Participant):
         """
         self._require_idle()
         own = self._checked_copy(vector)
-        frame = self._reader.read(config, frozenset({Kind.CONFIG}))
+        now = self._clock() if received_at is None else received_at
+        found, cfg = self._join(config, now)
         with self._fail_closed():
-            found: HEConfig = frame.message
-            check_config(
-                found,
-                registry=self._registry,
-                parameters=self._parameters,
-                plan_digest=self._plan_digest,
-            )
-            now = self._clock() if received_at is None else received_at
-            check_time(found, registry=self._registry, now=now)
-            self._require_valid(self._identity.name, found.opened_at)
             if found.model_digest != model_digest:
                 raise abort(AbortCode.MODEL_MISMATCH, "the config names another model")
             self._vector, self._before_release = own, before_release
-            self._opened(found, config_digest(frame.payload), config)
+            self._opened(found, cfg, config)
         return []
 
     def _on_context(self, frame: Frame) -> list[Outgoing]:

@@ -22,9 +22,10 @@ from privfedrl.he.agreement import (
     FixedRoster,
     abort,
     check_contributors,
+    check_fresh,
+    checked_head,
     little_endian,
     names_of,
-    read_config,
     read_roster,
 )
 from privfedrl.he.digests import key_digest, sealed_digest, sum_digest
@@ -114,15 +115,10 @@ class KeyAuthority(Participant):
             RoundAborted: for another plan, registry, time or parameters, or the vault failed.
         """
         self._require_idle()
-        found, cfg = read_config(
-            config,
-            registry=self._registry,
-            parameters=self._parameters,
-            plan_digest=self._plan_digest,
-            now=self._clock(),
-        )
+        now = self._clock()
+        found, cfg = self._join(config, now)
         with self._fail_closed():
-            self._require_valid(self._identity.name, found.opened_at)
+            check_fresh(found, self._parameters, now)
             self._journal.spend_masked(found.task_id, found.round, found.attempt)
             self._vault = self._new_vault()
             public_key = self._vault.open(self._parameters.parameter_set)
@@ -209,7 +205,7 @@ class KeyAuthority(Participant):
             raise abort(AbortCode.MALFORMED, "the sum has another length than the parameters say")
         self._record(config, contributors)
         names = names_of(contributors, self._registry)
-        head = self._before_decrypt(config, names)
+        head = checked_head("before_decrypt", self._before_decrypt(config, names))
         slots = self._decrypt(bytes(frame.attachment))
         check_range(slots, self._parameters, len(contributors))
         vector = self._parameters.from_slots(slots)
@@ -304,10 +300,11 @@ def check_range(slots: NDArray[Any], parameters: HEParameters, contributors: int
     only, at most 2^-guard_bits for each; and a slot out of range is not shown to anybody.
 
     Raises:
-        RoundAborted: a number in the slots behind the vector's end, above the lanes or in a lane
-            is not one of an honest sum. It does not say where.
+        RoundAborted: a number behind the vector's end, in an empty slot, above the lanes or in a
+            lane is not one of an honest sum. It does not say where.
     """
-    flat = slots.reshape(-1)
+    per = parameters.slots_per_ciphertext
+    flat, empty = slots[:, :per].reshape(-1), slots[:, per:]
     used, unused = flat[: parameters.slots], flat[parameters.slots :]
     if parameters.parameter_set.exact:
         honest = _lanes_honest(used, parameters, contributors)
@@ -317,7 +314,7 @@ def check_range(slots: NDArray[Any], parameters: HEParameters, contributors: int
     vector, half = parameters.from_slots(slots), 1 << (parameters.sum_bits - 1)
     centred = vector.view(np.dtype(f"int{parameters.ring_bits}")).astype(np.int64)
     within = bool(np.all((centred >= -half) & (centred < half)))
-    if np.any(unused) or not honest or not within:
+    if np.any(unused) or np.any(empty) or not honest or not within:
         raise abort(AbortCode.SUM_MISMATCH, "the sum is out of range; it is not shown to anybody")
 
 
@@ -325,9 +322,10 @@ def _lanes_honest(used: NDArray[Any], parameters: HEParameters, contributors: in
     """Whether every lane is at most what ``contributors`` residues add up to, and nothing above."""
     most = np.uint64(contributors * ((1 << parameters.value_bits) - 1))
     mask = np.uint64((1 << parameters.lane_bits) - 1)
-    rest = used
+    rest, left = used, parameters.vector_length
     for _ in range(parameters.lanes):
-        if np.any(rest & mask > most):
+        lane = rest & mask
+        if np.any(lane > most) or np.any(lane[max(0, left) :]):
             return False
-        rest = rest >> np.uint64(parameters.lane_bits)
+        rest, left = rest >> np.uint64(parameters.lane_bits), left - parameters.slots
     return not np.any(rest)

@@ -16,6 +16,9 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -69,12 +72,13 @@ class _Scheme:
                 f"SEAL refuses {parameters.name}: {self.context.parameters_error_message()}"
             )
         self._encoder = (seal.BatchEncoder if exact else seal.CKKSEncoder)(self.context)
+        self._lock, self._process = threading.Lock(), os.getpid()
         self._file, self._path = _scratch()
 
     def __del__(self) -> None:
         if hasattr(self, "_path"):
             os.close(self._file)
-            if not self._path.startswith(_OWN_FILES):
+            if not self._path.startswith(_OWN_FILES) and os.getpid() == self._process:
                 os.unlink(self._path)
 
     def encode(self, slots: Slots) -> Any:
@@ -108,9 +112,10 @@ class _Scheme:
 
     def residues(self, saved: Any, primes: int) -> Residues:
         """The residues of an object that this process made."""
-        os.ftruncate(self._file, 0)
-        saved.save(self._path)
-        data = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        with self._own_file():
+            os.ftruncate(self._file, 0)
+            saved.save(self._path)
+            data = os.pread(self._file, os.fstat(self._file).st_size, 0)
         body = _inflate(data, most=_MEMBERS.size + 64 + 16 * primes * self.parameters.degree)
         shape = (2, primes, self.parameters.degree)
         words = np.frombuffer(body[-8 * int(np.prod(shape)) :], dtype="<u8")
@@ -126,10 +131,19 @@ class _Scheme:
         words = residues.astype("<u8", copy=False).tobytes()
         array = _COUNT.pack(residues.size) + words
         body = members + _header(len(array)) + array
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, _header(len(body)) + body, 0)
-        target.load(self.context, self._path)
+        with self._own_file():
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, _header(len(body)) + body, 0)
+            target.load(self.context, self._path)
         return target
+
+    @contextmanager
+    def _own_file(self) -> Iterator[None]:
+        """One thread at a time, and none of a forked child, which shares the file."""
+        if os.getpid() != self._process:
+            raise LocalProtocolError("keys are not carried over a fork: make new ones in the child")
+        with self._lock:
+            yield
 
 
 class Encryptor:
@@ -153,8 +167,8 @@ class Encryptor:
         """Packed ciphertexts, one per row.
 
         Args:
-            slots: [count, slots]; BFV: uint64 below the plain modulus; CKKS: int64 of magnitude
-                below 2^27, a grid integer each.
+            slots: [count, slots]; BFV: uint64 below the plain modulus; CKKS: int64 in
+                [-2^27, 2^27), a grid integer each.
         Raises:
             LocalProtocolError: a value is out of range; SEAL would wrap it silently.
         """
@@ -205,8 +219,16 @@ class Decryptor:
         return out
 
     def noise_budget(self, ciphertexts: bytes, count: int) -> int:
-        """Fewest bits of noise budget left in any of the BFV ciphertexts; 0 = may be wrong."""
+        """Fewest bits of noise budget left in any of the BFV ciphertexts; 0 = may be wrong.
+
+        It is about accidents: a malformed ciphertext can have budget and open to anything.
+
+        Raises:
+            ConfigurationError: the set is of CKKS, which has no such budget.
+        """
         parameters = self._scheme.parameters
+        if not parameters.exact:
+            raise ConfigurationError(f"{parameters.name} has no noise budget, only BFV has")
         residues = unpack(ciphertexts, parameters.sent_primes, parameters.degree, count)
         return min(
             int(self._decryptor.invariant_noise_budget(self._scheme.ciphertext(pair)))
@@ -242,9 +264,12 @@ def _header(length: int) -> bytes:
 
 def _inflate(data: bytes, *, most: int) -> bytes:
     """What follows the header of an object that SEAL saved here, decompressed."""
+    if len(data) < _HEADER_BYTES:
+        raise ConfigurationError("SEAL wrote nothing; is there room for its file?")
     magic, size, major, minor, mode, _, total = _HEADER.unpack_from(data)
     version = f"{major}.{minor}"
-    if (magic, size, total) != (_MAGIC, _HEADER_BYTES, len(data)) or version != SEAL_VERSION:
+    form = magic, size, total, mode in (_PLAIN, _ZSTD)
+    if form != (_MAGIC, _HEADER_BYTES, len(data), True) or version != SEAL_VERSION:
         raise ConfigurationError(
             f"TenSEAL must embed SEAL {SEAL_VERSION}, it writes version {version}"
         )

@@ -38,7 +38,10 @@ MAX_ERROR: Final = 21
 CKKS_GRID_BITS: Final = 17
 """A CKKS slot holds integers times 2^-17 and must stay below 2^10 in magnitude."""
 
-CKKS_PLAIN_BITS: Final = 28
+CKKS_SUM_BITS: Final = 10
+"""log2 of the bound on the magnitude of a CKKS slot."""
+
+CKKS_PLAIN_BITS: Final = CKKS_SUM_BITS + CKKS_GRID_BITS + 1
 """Bits of a signed integer in a CKKS slot: 10 + 17 and the sign."""
 
 FAILURE_BITS: Final = 128
@@ -152,6 +155,8 @@ class ParameterSet:
 
     def _modulus_problems(self) -> list[str]:
         problems, step = [], 2 * self.degree
+        if self.kind not in ("bfv", "ckks"):
+            problems.append(f"kind must be 'bfv' or 'ckks', got {self.kind!r}")
         if self.degree not in LIMITS["classical"][128]:
             problems.append(f"degree must be a power of two from 2048 to 16384, got {self.degree}")
         if len(self.primes) < 2 or len(set(self.primes)) != len(self.primes):
@@ -164,8 +169,12 @@ class ParameterSet:
             problems.append("BFV has a plain modulus and no scale, CKKS a scale and none")
         if t is not None and (t.bit_length() > 60 or t % step != 1 or not _is_prime(t)):
             problems.append(f"plain_modulus must be a prime = 1 mod {step} of <= 60 bits, got {t}")
-        if not 2 <= self.max_clients <= 64:
-            problems.append(f"max_clients must be 2 to 64, got {self.max_clients}")
+        if self.scale_bits is not None and self.scale_bits + CKKS_SUM_BITS >= sum(
+            prime.bit_length() for prime in self.sent_primes
+        ):
+            problems.append(f"scale_bits = {self.scale_bits} leaves no room for sums below 2^10")
+        if type(self.max_clients) is not int or not 2 <= self.max_clients <= 64:
+            problems.append(f"max_clients must be an integer from 2 to 64, got {self.max_clients}")
         return problems
 
     def _level_problems(self) -> list[str]:

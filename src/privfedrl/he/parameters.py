@@ -5,7 +5,8 @@ whatever the vectors are, and every lane fits the plaintext slot, so the opened 
 modulo 2^value_bits of what was encrypted: the same integer that masking gives.
 
 Notation: n = num_clients, w0 = value_bits, w = w0 + ceil(log2 n) = bits of a lane, L = lanes in a
-slot, D = vector_length, W = ceil(D / L) slots. Lane l of slot k holds coordinate l W + k.
+slot, D = vector_length, W = ceil(D / L) slots. Lane l of slot k holds coordinate l W + k; the last
+slot of a BFV ciphertext stays empty.
 
 A slot is never full: what an honest sum can be is at most 2^-guard of what a slot can hold, guard
 >= 3. A malformed ciphertext can add a multiple of the secret key to the sum; it lands anywhere in
@@ -24,14 +25,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError
-from privfedrl.he.parameter_sets import ParameterSet
+from privfedrl.he.parameter_sets import PARAMETER_SETS, ParameterSet
 from privfedrl.he.residues import packed_bytes
 from privfedrl.parties.binding import digest
 
-__all__ = ["MAX_VECTOR_LENGTH", "MIN_GUARD_BITS", "PARAMETER_BYTES", "HEParameters", "Readding"]
+__all__ = [
+    "MAX_LIFETIME_S",
+    "MAX_VECTOR_LENGTH",
+    "MIN_GUARD_BITS",
+    "PARAMETER_BYTES",
+    "HEParameters",
+    "Readding",
+]
 
 MAX_VECTOR_LENGTH: Final = 2**26
 """The widest ciphertexts of so many coordinates still fit the 32-bit length field of a frame."""
+
+MAX_LIFETIME_S: Final = 366 * 24 * 3600
+"""The key of one round is not kept for longer than a year."""
 
 MIN_GUARD_BITS: Final = 3
 """log2 of how many times more a slot can hold than an honest sum can be, at least."""
@@ -56,7 +67,18 @@ _NUMBERS: Final = (
     "min_honest",
     "lifetime_s",
 )
-_LOW: Final = {"max_colluding": 0, "num_clients": 2, "min_clients": 2, "min_honest": 2}
+_RANGES: Final = {
+    "num_clients": (2, 64),  # the largest max_clients of any set
+    "max_colluding": (0, 63),
+    "vector_length": (1, MAX_VECTOR_LENGTH),
+    "ring_bits": (32, 64),
+    "value_bits": (0, 64),  # 0: by default
+    "sum_bits": (0, 64),
+    "threshold": (1, 64),
+    "min_clients": (2, 64),
+    "min_honest": (2, 64),
+    "lifetime_s": (1, MAX_LIFETIME_S),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,24 +123,33 @@ class HEParameters:
     differencing: Differencing = "off"
 
     def __post_init__(self) -> None:
-        if self.value_bits == 0 and _is_integer(self.num_clients):
-            spare = _carry_bits(self.num_clients) + (
-                MIN_GUARD_BITS if self.parameter_set.exact else 0
-            )
-            one_lane = self.parameter_set.plain_bits - spare
-            object.__setattr__(self, "value_bits", min(self.ring_bits, one_lane))
-        if self.sum_bits == 0:
-            object.__setattr__(self, "sum_bits", self.value_bits)
-        problems = [*self._type_problems()] or [*self._value_problems()]
+        # each step computes with what the one before has bounded: the numbers may be a stranger's
+        problems = self._type_problems()
+        if not problems:
+            self._fill_in()
+            problems = self._value_problems() or self._room_problems()
         if problems:
             raise ConfigurationError("; ".join(problems), problems=tuple(problems))
+
+    def _fill_in(self) -> None:
+        """The defaults that depend on other fields."""
+        if self.value_bits == 0:
+            guard = MIN_GUARD_BITS if self.parameter_set.exact else 0
+            one_lane = self.parameter_set.plain_bits - _carry_bits(self.num_clients) - guard
+            object.__setattr__(self, "value_bits", min(self.ring_bits, max(1, one_lane)))
+        if self.sum_bits == 0:
+            object.__setattr__(self, "sum_bits", self.value_bits)
 
     def _type_problems(self) -> list[str]:
         problems = []
         for name in _NUMBERS:
-            value, low = getattr(self, name), _LOW.get(name, 1)
-            if not _is_integer(value) or not low <= value < 2**53:
-                problems.append(f"{name} must be an integer >= {low}, got {value!r}")
+            value, (low, high) = getattr(self, name), _RANGES[name]
+            if not _is_integer(value) or not low <= value <= high:
+                problems.append(f"{name} must be an integer in {low} .. {high}, got {value!r}")
+        chosen = self.parameter_set
+        # its name stands for it in plans and digests: no other set may bear it
+        if not isinstance(chosen, ParameterSet) or PARAMETER_SETS.get(chosen.name) != chosen:
+            problems.append(f"parameter_set must be one of the named sets, got {chosen!r}")
         if self.ring_bits not in (32, 64):
             problems.append(f"ring_bits must be 32 or 64, got {self.ring_bits!r}")
         for name, allowed in (("readding", Readding), ("differencing", Differencing)):
@@ -135,8 +166,6 @@ class HEParameters:
                 f"num_clients must be <= {chosen.max_clients} with {chosen.name}, "
                 f"got {self.num_clients}"
             )
-        if self.vector_length > MAX_VECTOR_LENGTH:
-            problems.append(f"vector_length must be <= 2^26, got {self.vector_length}")
         if self.value_bits > self.ring_bits:
             problems.append(
                 f"value_bits must be <= ring_bits = {self.ring_bits}, got {self.value_bits}"
@@ -144,16 +173,6 @@ class HEParameters:
         if self.sum_bits > self.value_bits:
             problems.append(
                 f"sum_bits must be <= value_bits = {self.value_bits}, got {self.sum_bits}"
-            )
-        if self.lane_bits > chosen.plain_bits:
-            problems.append(
-                f"a lane of {chosen.name} has at most {chosen.plain_bits} bits, a sum of "
-                f"{self.num_clients} values of {self.value_bits} bits takes {self.lane_bits}"
-            )
-        elif self.lanes == 0:
-            problems.append(
-                f"a slot of {chosen.name} has no {MIN_GUARD_BITS} bits to spare beside a sum of "
-                f"{self.num_clients} values of {self.value_bits} bits: fewer value_bits or sum_bits"
             )
         if not max(self.max_colluding + 1, self.min_clients) <= self.num_clients:
             problems.append(
@@ -170,6 +189,20 @@ class HEParameters:
                 f"got {self.floor} - {self.max_colluding}"
             )
         return problems
+
+    def _room_problems(self) -> list[str]:
+        chosen, values = self.parameter_set, f"{self.num_clients} values of {self.value_bits} bits"
+        if self.lane_bits > chosen.plain_bits:
+            return [
+                f"a lane of {chosen.name} has at most {chosen.plain_bits} bits, a sum of {values} "
+                f"takes {self.lane_bits}"
+            ]
+        if self.lanes == 0:
+            return [
+                f"a slot of {chosen.name} has no {MIN_GUARD_BITS} bits to spare beside a sum of "
+                f"{values}: fewer value_bits or sum_bits"
+            ]
+        return []
 
     @property
     def floor(self) -> int:
@@ -208,9 +241,19 @@ class HEParameters:
         return -(-self.vector_length // self.lanes)
 
     @property
+    def slots_per_ciphertext(self) -> int:
+        """Slots of a ciphertext that a vector fills: BFV leaves the last one empty.
+
+        A malformed ciphertext can add 0 or 1, as a coefficient of the key is, to all slots alike;
+        that is in range everywhere but in a slot that must be zero.
+        """
+        chosen = self.parameter_set
+        return chosen.slots - 1 if chosen.exact else chosen.slots
+
+    @property
     def ciphertexts(self) -> int:
         """Ciphertexts of one vector."""
-        return -(-self.slots // self.parameter_set.slots)
+        return -(-self.slots // self.slots_per_ciphertext)
 
     @property
     def ciphertext_bytes(self) -> int:
@@ -240,7 +283,7 @@ class HEParameters:
 
     def from_slots(self, slots: NDArray[Any]) -> RingVector:
         """The sum that opened slots hold: uint32 or uint64 [D], the centred residue mod 2^w0."""
-        flat = slots.reshape(-1)[: self.slots]
+        flat = slots[:, : self.slots_per_ciphertext].reshape(-1)[: self.slots]
         values = np.empty(self.vector_length, dtype=np.uint64)
         if not self.parameter_set.exact:
             values[:] = flat.view(np.uint64)
@@ -257,8 +300,11 @@ class HEParameters:
         return (1 << self.value_bits) - 1
 
     def _padded(self, slots: NDArray[Any]) -> NDArray[Any]:
-        out = np.zeros((self.ciphertexts, self.parameter_set.slots), dtype=slots.dtype)
-        out.reshape(-1)[: slots.size] = slots
+        room, per = self.ciphertexts, self.slots_per_ciphertext
+        filled = np.zeros(room * per, dtype=slots.dtype)
+        filled[: slots.size] = slots
+        out = np.zeros((room, self.parameter_set.slots), dtype=slots.dtype)
+        out[:, :per] = filled.reshape(room, per)
         return out
 
     def canonical_bytes(self) -> bytes:

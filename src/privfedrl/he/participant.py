@@ -14,13 +14,13 @@ from enum import Enum
 from typing import Any, ClassVar, Final, NoReturn, TypeVar
 
 from privfedrl.errors import LocalProtocolError, RemoteProtocolError
-from privfedrl.he.agreement import abort, check_fresh
-from privfedrl.he.frames import FrameReader, HEConfig, Kind, encode_frame
+from privfedrl.he.agreement import abort, check_config, check_fresh
+from privfedrl.he.frames import FrameReader, HEConfig, Kind, config_digest, encode_frame
 from privfedrl.he.parameters import HEParameters
 from privfedrl.he.phases import AbortCode
 from privfedrl.parties.frames import Frame, Outgoing
 from privfedrl.parties.identity import Identity, Registry, Role
-from privfedrl.parties.opening import check_pinned
+from privfedrl.parties.opening import check_pinned, check_time
 from privfedrl.primitives.random import Clock
 
 __all__ = ["Participant", "present"]
@@ -34,6 +34,11 @@ def present(value: _T | None) -> _T:
     if value is None:
         raise LocalProtocolError("this is not known yet, or has been forgotten")
     return value
+
+
+def _code_of(error: BaseException) -> AbortCode:
+    code = getattr(error, "code", None)  # anything at all, if the error is a caller's own
+    return _CODES.get(code if isinstance(code, str) else "", AbortCode.LOCAL_FAULT)
 
 
 class Participant:
@@ -117,6 +122,21 @@ class Participant:
                 f"start must come first, this {self.role} is {self._phase.value}"
             )
 
+    def _join(self, data: bytes, now: int) -> tuple[HEConfig, bytes]:
+        """The verified config and its digest. An authentic one that does not fit is final."""
+        frame = self._reader.read(data, frozenset({Kind.CONFIG}))
+        found: HEConfig = frame.message
+        with self._fail_closed():
+            check_config(
+                found,
+                registry=self._registry,
+                parameters=self._parameters,
+                plan_digest=self._plan_digest,
+            )
+            check_time(found, registry=self._registry, now=now)
+            self._require_valid(self._identity.name, found.opened_at)
+        return found, config_digest(frame.payload)
+
     def _opened(self, config: HEConfig, cfg: bytes, data: bytes) -> None:
         """The config was accepted."""
         self._config, self._cfg = config, cfg
@@ -143,6 +163,8 @@ class Participant:
         if frame.type is not Kind.RECEIPT:  # which may come late, and releases nothing
             check_fresh(present(self._config), self._parameters, self._clock())
         answer = self.handlers[frame.type](self, frame)
+        if self.finished:  # a hook of the caller's closed the round under the handler
+            raise abort(self._abort_code, f"this {self.role} has left the round")
         self._slots[frame.type] = data
         if following is self.phases["DONE"]:
             self._end(following, AbortCode.LOCAL_FAULT)
@@ -172,8 +194,7 @@ class Participant:
         try:
             yield
         except BaseException as error:
-            code = _CODES.get(getattr(error, "code", None), AbortCode.LOCAL_FAULT)
-            self._end(self.phases["ABORTED"], code)
+            self._end(self.phases["ABORTED"], _code_of(error))
             raise
 
     def _end(self, phase: Enum, code: AbortCode) -> None:

@@ -6,9 +6,10 @@
     aggregator  COLLECT_CONTEXT -> COLLECT_COMMITS -> COLLECT_ROSTER -> COLLECT_UPLOADS
                 -> COLLECT_ATTESTATION (with an auditor) -> COLLECT_OPENING -> DONE
 
-Guarantee: a message that is not in the table of its receiver never changes the receiver for the
-better: client, authority and auditor, who get theirs through the coordinator, leave the round for
-good; the aggregator refuses it. ABORTED and DONE are final, and nobody in them holds a key.
+Guarantee: a message of the coordinator or the authority that is not in the table of its receiver
+never changes the receiver for the better: client, authority and auditor leave the round for good.
+An upload that is not in the table is refused without a change, so that no agent can end a round;
+so does the aggregator with everything. ABORTED and DONE are final, and nobody in them holds a key.
 """
 
 from __future__ import annotations

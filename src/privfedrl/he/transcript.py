@@ -17,6 +17,7 @@ import numpy as np
 
 from privfedrl.errors import AuthenticationFailed, ConfigurationError, RemoteProtocolError
 from privfedrl.he.agreement import (
+    NO_HEAD,
     FixedRoster,
     check_contributors,
     little_endian,
@@ -235,6 +236,8 @@ def _check_receipt(
     expected = _cfg(transcript), _message(transcript).key, roster.digest, parameters.readding
     if named != expected:
         raise RemoteProtocolError("the receipt is about another round, key, roster or policy")
+    if receipt.ledger_head == NO_HEAD:
+        raise RemoteProtocolError("the key authority charged no ledger")
     check_contributors(receipt.contributors, roster, registry, parameters.floor)
     for name in (config.sender, receipt.sender):
         if not registry.valid_at(name, config.opened_at):

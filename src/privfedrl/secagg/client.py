@@ -232,6 +232,8 @@ class SecAggClient:
             )
         self._received = data
         answer = _HANDLERS[frame.type](self, frame.message)
+        if self._phase is ClientPhase.ABORTED:  # a hook of the caller's closed the round meanwhile
+            raise abort(self._abort_code, "this client has left the round")
         self._slots[frame.type] = data
         if following is ClientPhase.DONE:
             self._end(following, AbortCode.LOCAL_FAULT)
@@ -518,8 +520,9 @@ class SecAggClient:
         try:
             yield
         except BaseException as error:
-            code = _CODES.get(getattr(error, "code", None), AbortCode.LOCAL_FAULT)
-            self._end(ClientPhase.ABORTED, code)
+            code = getattr(error, "code", None)  # anything, if the error is a caller's own
+            known = _CODES.get(code if isinstance(code, str) else "", AbortCode.LOCAL_FAULT)
+            self._end(ClientPhase.ABORTED, known)
             raise
 
     def _end(self, phase: ClientPhase, code: AbortCode) -> None:
