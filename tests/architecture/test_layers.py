@@ -53,7 +53,7 @@ ALLOWED = {
     "audit": {"errors", "parties", "secagg", "he"},
     "cli": {"errors", "durable_files", "privacy", "plan", "parties", "audit", "federation"},
     # the kit: only its own adapter, vectors and mutants know our protocol
-    "testing": {"errors", "durable_files", "primitives", "parties", "secagg"},
+    "testing": {"errors", "durable_files", "primitives", "parties", "secagg", "he"},
     "__main__": {"cli"},
     # the root re-exports lazily
     "__init__": {

@@ -145,7 +145,9 @@ def test_whoever_can_open_a_single_upload_faces_one_noise_share(
     (view,) = (one for one in plan.check().views if one.adversary == "key authority")
     events = [(index, setup.event(1)) for index in range(plan.releases_per_unit)]
     spent = compose(plan.unit, events, setup.accounted_delta)
-    assert view.epsilon == spent.epsilon
+    assert view.epsilon is not None
+    # beyond the plan's epsilon the sampler's deviation is paid for anew, so a trace more
+    assert spent.epsilon <= view.epsilon <= spent.epsilon * (1 + 1e-6)
     assert view.epsilon > plan.privacy.epsilon
 
 
@@ -267,7 +269,7 @@ SEEN: dict[str, list[tuple[str, str, str]]] = {
             "coordinator with up to 1 agents",
             "ciphertexts, one noised sum per round over at least 4 contributors, their names, "
             "message sizes and times",
-            "not colluding with the key authority; availability",
+            "not colluding with the key authority or the auditor; availability",
         ),
         (
             "key authority",
@@ -286,7 +288,7 @@ SEEN: dict[str, list[tuple[str, str, str]]] = {
             "coordinator with up to 1 agents",
             "ciphertexts, one noised sum per round over at least 4 contributors, their names, "
             "message sizes and times",
-            "not colluding with the key authority; adding correctly",
+            "not colluding with the key authority; adding correctly; availability",
         ),
         (
             "key authority",
@@ -354,7 +356,8 @@ def test_a_statement_names_the_lattice_and_its_level(
 def test_the_caveats_are_those_of_the_kind_and_of_the_re_adding(
     make_plan: Callable[..., Plan], tmp_path: Path, kind: str, readding: str
 ) -> None:
-    found = statement(make_plan(protection={"kind": kind, "readding": readding}), tmp_path)
+    options = {} if kind == "pairwise" else {"readding": readding}
+    found = statement(make_plan(protection={"kind": kind, **options}), tmp_path)
     text = " ".join(found.caveats.items)
     assert ("ranges are not proved under encryption" in text) == (kind != "pairwise")
     assert ("Nobody re-adds" in text) == (kind != "pairwise" and readding == "none")
@@ -368,9 +371,10 @@ def test_the_threat_model_of_ckks_does_not_deny_what_its_caveat_says(
 ) -> None:
     """A colluding agent that uploads a malformed ciphertext learns the key of the round."""
     found = statement(make_plan(protection={"kind": "ckks", "readding": readding}), tmp_path)
-    assert "learn nothing beyond the sum" not in found.secure_aggregation.threat_model
+    text = found.secure_aggregation.threat_model
+    assert "if they upload real encryptions, learn nothing beyond the sum" in text
     (coordinator,) = (one for one in found.trust_model if one.party.startswith("coordinator"))
-    assert "encrypting" in coordinator.trusted_for
+    assert "an agent that uploads no real encryption" in coordinator.trusted_for
 
 
 @pytest.mark.parametrize("kind", KINDS)

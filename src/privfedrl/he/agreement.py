@@ -169,7 +169,7 @@ def check_roles(registry: Registry, parameters: HEParameters) -> None:
     if parameters.readding == "auditor":
         needed["auditor"] = registry.auditor
     problems = tuple(
-        f"the registry must name a {role} for homomorphic aggregation"
+        f"the registry must name one {role} for homomorphic aggregation"
         for role, name in needed.items()
         if name is None
     )

@@ -55,7 +55,7 @@ from privfedrl.parties.members import Members
 from privfedrl.parties.participation import Participation
 from privfedrl.primitives.random import Clock, system_clock
 
-__all__ = ["KeyAuthority"]
+__all__ = ["KeyAuthority", "check_range"]
 
 
 class KeyAuthority(Participant):
