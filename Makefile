@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOWER := .venv-flower
-COVERED := privacy secagg encoding primitives
+COVERED := privacy secagg he parties encoding primitives
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench kit kit-flower clean

@@ -12,6 +12,7 @@ import pytest
 
 from privfedrl.errors import ProtocolError
 from privfedrl.he import HEAggregator, HEAuditor, HEClient, HEParameters, KeyAuthority, LocalVault
+from privfedrl.he.digests import commitment, key_digest, sealed_digest, sum_digest
 from privfedrl.he.frames import (
     Attestation,
     Commit,
@@ -42,6 +43,13 @@ NOW = 1_800_000_000
 COORDINATOR_HEAD = b"h" * 32
 AUTHORITY_HEAD = b"a" * 32
 ROLES = {"coordinator": "coordinator", "key-authority": "key-authority", "auditor": "auditor"}
+PINS: dict[type[Any], tuple[str, Callable[[Any, Any], bytes]]] = {
+    Context: ("key", lambda m, data: key_digest(m.cfg, data)),
+    Upload: ("commitment", lambda m, data: commitment(m.cfg, m.key, m.sender, data)),
+    Sealed: ("sealed", lambda m, data: sealed_digest(m.cfg, m.key, data)),
+    Opening: ("total", lambda m, data: sum_digest(m.cfg, data)),
+}
+"""The field by which a message pins its attachment, and what an honest sender puts there."""
 
 
 class LoggedVault(LocalVault):
@@ -180,12 +188,26 @@ class World:
         """The message in a frame, unverified."""
         return peek(data, kind_of(data), limit=len(data))
 
-    def forge(self, data: bytes, **changes: Any) -> bytes:
-        """The frame with some fields changed, signed anew by its own sender."""
-        return self.sign(msgspec.structs.replace(self.parse(data), **changes))
+    def attachment(self, data: bytes) -> bytes:
+        """What follows the signature of a frame."""
+        return data[signature_of(data).stop :]
 
-    def sign(self, message: Any) -> bytes:
-        return bytes(encode_frame(message, self.identities[message.sender]))
+    def forge(self, data: bytes, *, attachment: Any = None, **changes: Any) -> bytes:
+        """The frame with some fields, or its attachment, changed; signed anew by its own sender.
+
+        The sender pins the attachment as an honest one would, unless the pin is among ``changes``.
+        """
+        attached = self.attachment(data) if attachment is None else attachment
+        message = msgspec.structs.replace(self.parse(data), **changes)
+        return self.sign(pinned(message, attached, changes), attached)
+
+    def unsigned(self, data: bytes) -> bytes:
+        """The frame with zeros in place of its signature, and nothing else changed."""
+        at = signature_of(data)
+        return data[: at.start] + bytes(SIGNATURE_BYTES) + data[at.stop :]
+
+    def sign(self, message: Any, attachment: Any = b"") -> bytes:
+        return bytes(encode_frame(message, self.identities[message.sender], attachment))
 
     def members(self, names: Iterable[str]) -> bytes:
         return Members.of((self.registry.index_of(name) for name in names), self.n).to_bytes()
@@ -203,6 +225,20 @@ class World:
 
 def kind_of(data: bytes) -> Kind:
     return Kind(int.from_bytes(data[6:8], "big"))
+
+
+def signature_of(data: bytes) -> slice:
+    """Where the signature of a frame is; before it the payload, after it the attachment."""
+    end = HEADER_BYTES + int.from_bytes(data[8:HEADER_BYTES], "big")
+    return slice(end, end + SIGNATURE_BYTES)
+
+
+def pinned(message: Any, attachment: Any, given: Iterable[str] = ()) -> Any:
+    """The message with its pin set to the digest of ``attachment``, unless that was ``given``."""
+    name, made_of = PINS.get(type(message), ("", None))
+    if made_of is None or name in given:
+        return message
+    return msgspec.structs.replace(message, **{name: made_of(message, attachment)})
 
 
 def honest(out: Outgoing) -> list[Outgoing]:
@@ -317,41 +353,36 @@ class Session:
         ][-1]
 
     def message(self, kind: Kind, **changes: Any) -> Any:
-        """A well-formed message of this round and key, honest in form only."""
+        """A well-formed message of this round and key, honest in form only; see attached()."""
         world, given = self.world, {"cfg": self.cfg, "key": self.key}
         everybody, zero = world.members(world.names), bytes(32)
-        ciphertexts = memoryview(bytes(world.parameters.ciphertext_bytes))
         ends = world.parse(self.config).opened_at + world.parameters.lifetime_s
-        public_key = memoryview(bytes(public_key_bytes(world.parameters.parameter_set)))
-        words = bytes(world.length * world.parameters.ring_bits // 8)
         about = given | {"roster": zero, "contributors": everybody}
         makers: dict[Kind, Callable[[], Any]] = {
             Kind.CONFIG: lambda: msgspec.structs.replace(
                 world.parse(self.config), round_seed=b"z" * 32
             ),
-            Kind.CONTEXT: lambda: Context(
-                cfg=self.cfg, sender="key-authority", not_after=ends, public_key=public_key
-            ),
+            Kind.CONTEXT: lambda: Context(sender="key-authority", not_after=ends, **given),
             Kind.COMMIT: lambda: Commit(sender=world.names[0], commitment=zero, **given),
             Kind.PROPOSAL: lambda: Proposal(sender="coordinator", commits=(), **given),
             Kind.ROSTER: lambda: Roster(
                 sender="key-authority", members=everybody, commitments=zero * world.n, **given
             ),
             Kind.UPLOAD: lambda: Upload(
-                sender=world.names[0], roster=zero, ciphertexts=ciphertexts, **given
+                sender=world.names[0], roster=zero, commitment=zero, **given
             ),
             Kind.SEALED: lambda: Sealed(
                 sender="coordinator",
                 ledger_head=COORDINATOR_HEAD,
                 attestation=b"",
-                ciphertexts=ciphertexts,
+                sealed=zero,
                 **about,
             ),
             Kind.ATTESTATION: lambda: Attestation(sender="auditor", sealed=zero, **about),
             Kind.OPENING: lambda: Opening(
                 sender="key-authority",
                 receipt=self.frame(Kind.RECEIPT),
-                vector=memoryview(words),
+                total=zero,
                 **given,
             ),
             Kind.RECEIPT: lambda: DecryptionReceipt(
@@ -373,11 +404,25 @@ class Session:
                 ledger_head=zero,
             ),
         }
-        return msgspec.structs.replace(makers[kind](), **changes)
+        message = msgspec.structs.replace(makers[kind](), **changes)
+        return pinned(message, self.attached(kind), changes)
 
-    def frame(self, kind: Kind, **changes: Any) -> bytes:
-        """The same, signed by its sender."""
-        return self.world.sign(self.message(kind, **changes))
+    def attached(self, kind: Kind) -> bytes:
+        """What message() pins: zeros of the right length where its kind has an attachment."""
+        parameters = self.world.parameters
+        sizes = {
+            Kind.CONTEXT: public_key_bytes(parameters.parameter_set),
+            Kind.UPLOAD: parameters.ciphertext_bytes,
+            Kind.SEALED: parameters.ciphertext_bytes,
+            Kind.OPENING: self.world.length * parameters.ring_bits // 8,
+        }
+        return bytes(sizes.get(kind, 0))
+
+    def frame(self, kind: Kind, *, attachment: Any = None, **changes: Any) -> bytes:
+        """The same, signed by its sender, and pinned to another attachment if one is given."""
+        attached = self.attached(kind) if attachment is None else attachment
+        message = pinned(self.message(kind, **changes), attached, changes)
+        return self.world.sign(message, attached)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.he import AggregatorPhase, HEParameters, ParameterSet
-from privfedrl.he.agreement import commitment, sealed_digest, sum_digest
+from privfedrl.he.digests import commitment, sealed_digest, sum_digest
 from privfedrl.he.frames import Kind, encode_frame
 from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.primitives.random import DeterministicEntropy
@@ -420,13 +420,13 @@ def test_a_roster_that_is_not_the_proposed_one_is_refused(world: Any, change: An
 def test_an_upload_that_is_not_the_promised_one_is_refused(world: Any) -> None:
     session = world.session()
     honest = session.intercept("coordinator", Kind.UPLOAD)
-    message = world.parse(honest)
-    changed = bytearray(message.ciphertexts)
+    attached = world.attachment(honest)
+    changed = bytearray(attached)
     changed[0] ^= 1
     for change in (
-        {"ciphertexts": memoryview(bytes(changed))},
-        {"ciphertexts": message.ciphertexts[:-1]},
-        {"ciphertexts": memoryview(b"")},
+        {"attachment": bytes(changed)},
+        {"attachment": attached[:-1]},
+        {"attachment": b""},
         {"roster": b"q" * 32},
         {"sender": "agent-04"},
         {"key": b"q" * 32},
@@ -459,7 +459,7 @@ def test_an_agent_that_promised_what_is_no_ciphertext_is_out(world: Any) -> None
             return [Outgoing("coordinator", world.forge(out.data, commitment=promised))]
         if out.recipient == NAME and out.data[7] == Kind.ROSTER:
             fields = {"sender": NAME, "roster": session.authority._roster.digest}
-            upload = session.frame(Kind.UPLOAD, ciphertexts=memoryview(junk), **fields)
+            upload = session.frame(Kind.UPLOAD, attachment=junk, **fields)
             with pytest.raises(RemoteProtocolError, match="below its prime"):
                 session.aggregator.receive(upload)
             return []
@@ -581,24 +581,24 @@ def _receipt(world: Any, opening: Any, **changes: Any) -> dict[str, bytes]:
 
 
 BAD_OPENINGS: list[Any] = [
-    lambda w, m: {"vector": memoryview(b"\1" + bytes(m.vector)[1:])},
-    lambda w, m: {"vector": memoryview(bytes(len(m.vector)))},
-    lambda w, m: {"vector": m.vector[:-4]},
-    lambda w, m: {"vector": m.vector[:-1]},
-    lambda w, m: {"vector": memoryview(b"")},
-    lambda w, m: {"receipt": b""},
-    lambda w, m: {"receipt": m.receipt[:-64] + bytes(64)},
-    lambda w, m: _receipt(w, m, cfg=b"q" * 32),
-    lambda w, m: _receipt(w, m, key=b"q" * 32),
-    lambda w, m: _receipt(w, m, roster=b"q" * 32),
-    lambda w, m: _receipt(w, m, contributors=b"\x0f"),
-    lambda w, m: _receipt(w, m, sealed=b"q" * 32),
-    lambda w, m: _receipt(w, m, total=b"q" * 32),
-    lambda w, m: _receipt(w, m, readding="none"),
-    lambda w, m: _receipt(w, m, sender="coordinator"),
-    lambda w, m: {"cfg": b"q" * 32},
-    lambda w, m: {"key": b"q" * 32},
-    lambda w, m: {"sender": "auditor"},
+    lambda w, m, words: {"attachment": bytes([words[0] ^ 1]) + words[1:]},
+    lambda w, m, words: {"attachment": bytes(len(words))},
+    lambda w, m, words: {"attachment": words[:-4]},
+    lambda w, m, words: {"attachment": words[:-1]},
+    lambda w, m, words: {"attachment": b""},
+    lambda w, m, words: {"receipt": b""},
+    lambda w, m, words: {"receipt": w.unsigned(m.receipt)},
+    lambda w, m, words: _receipt(w, m, cfg=b"q" * 32),
+    lambda w, m, words: _receipt(w, m, key=b"q" * 32),
+    lambda w, m, words: _receipt(w, m, roster=b"q" * 32),
+    lambda w, m, words: _receipt(w, m, contributors=b"\x0f"),
+    lambda w, m, words: _receipt(w, m, sealed=b"q" * 32),
+    lambda w, m, words: _receipt(w, m, total=b"q" * 32),
+    lambda w, m, words: _receipt(w, m, readding="none"),
+    lambda w, m, words: _receipt(w, m, sender="coordinator"),
+    lambda w, m, words: {"cfg": b"q" * 32},
+    lambda w, m, words: {"key": b"q" * 32},
+    lambda w, m, words: {"sender": "auditor"},
 ]
 
 
@@ -606,9 +606,9 @@ BAD_OPENINGS: list[Any] = [
 def test_an_opening_that_its_receipt_does_not_pin_is_refused(world: Any, index: int) -> None:
     session = world.session()
     honest = session.intercept("coordinator", Kind.OPENING)
-    message = world.parse(honest)
+    changes = BAD_OPENINGS[index](world, world.parse(honest), world.attachment(honest))
     with pytest.raises((RemoteProtocolError, AuthenticationFailed)):
-        session.aggregator.receive(world.forge(honest, **BAD_OPENINGS[index](world, message)))
+        session.aggregator.receive(world.forge(honest, **changes))
     assert session.aggregator.phase is AggregatorPhase.COLLECT_OPENING
     with pytest.raises(LocalProtocolError):
         session.aggregator.result()
@@ -619,12 +619,12 @@ def test_an_opening_that_its_receipt_does_not_pin_is_refused(world: Any, index: 
 
 def test_a_receipt_of_another_round_opens_nothing(world: Any) -> None:
     other = type(world)(seed=world.seed).session(round=2).run()
-    foreign = world.parse(other.shown("coordinator", Kind.OPENING))
+    foreign = other.shown("coordinator", Kind.OPENING)
     session = world.session()
     honest = session.intercept("coordinator", Kind.OPENING)
     with pytest.raises(RemoteProtocolError):
-        session.aggregator.receive(other.shown("coordinator", Kind.OPENING))
-    mixed = {"receipt": foreign.receipt, "vector": foreign.vector}
+        session.aggregator.receive(foreign)
+    mixed = {"receipt": world.parse(foreign).receipt, "attachment": world.attachment(foreign)}
     with pytest.raises(RemoteProtocolError, match="another sum"):
         session.aggregator.receive(world.forge(honest, **mixed))
 
@@ -632,8 +632,8 @@ def test_a_receipt_of_another_round_opens_nothing(world: Any) -> None:
 def test_the_receipt_pins_the_sealed_sum_and_the_vector(world: Any) -> None:
     session = world.session().run()
     result = session.aggregator.result()
-    sealed = world.parse(session.shown("key-authority", Kind.SEALED))
+    sealed = world.attachment(session.shown("key-authority", Kind.SEALED))
     words = result.vector.astype("<u4").tobytes()
-    assert result.receipt.sealed == sealed_digest(session.cfg, session.key, sealed.ciphertexts)
+    assert result.receipt.sealed == sealed_digest(session.cfg, session.key, sealed)
     assert result.receipt.total == sum_digest(session.cfg, words)
     assert result.config == world.parse(session.config)

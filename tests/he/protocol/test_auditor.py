@@ -14,7 +14,7 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.he import AuditorPhase
-from privfedrl.he.agreement import sealed_digest
+from privfedrl.he.digests import sealed_digest
 from privfedrl.he.frames import Kind
 from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.primitives.random import DeterministicEntropy
@@ -70,8 +70,9 @@ def test_it_attests_once_to_the_sum_that_it_has_formed_itself(session: Any) -> N
     sealed = session.intercept("auditor", Kind.SEALED)
     (answer,) = session.auditor.receive(sealed)
     message, asked = session.world.parse(answer.data), session.world.parse(sealed)
+    attached = session.world.attachment(sealed)
     assert answer.recipient == "coordinator"
-    assert message.sealed == sealed_digest(session.cfg, session.key, asked.ciphertexts)
+    assert message.sealed == sealed_digest(session.cfg, session.key, attached)
     assert (message.roster, message.contributors) == (asked.roster, asked.contributors)
     assert session.auditor.phase is AuditorPhase.DONE
     assert session.auditor._uploads is None
@@ -83,15 +84,15 @@ def test_it_attests_once_to_the_sum_that_it_has_formed_itself(session: Any) -> N
 
 def _one_upload(session: Any) -> dict[str, Any]:
     upload = session.shown("auditor", Kind.UPLOAD)
-    return {"ciphertexts": session.world.parse(upload).ciphertexts}
+    return {"attachment": session.world.attachment(upload)}
 
 
 BAD_SEALED: list[Callable[[Any], dict[str, Any]]] = [
     lambda s: {"roster": b"q" * 32},
     lambda s: {"contributors": s.world.members(s.world.names[:4])},
     lambda s: {"contributors": b""},
-    lambda s: {"ciphertexts": memoryview(bytes(s.world.parameters.ciphertext_bytes))},
-    lambda s: {"ciphertexts": memoryview(b"")},
+    lambda s: {"attachment": bytes(s.world.parameters.ciphertext_bytes)},
+    lambda s: {"attachment": b""},
     _one_upload,
 ]
 
@@ -130,7 +131,7 @@ def test_it_attests_to_no_sum_of_too_few_even_if_they_are_those(session: Any) ->
         Kind.SEALED,
         roster=session.authority._roster.digest,
         contributors=world.members(world.names[:2]),
-        ciphertexts=memoryview(session.aggregator._uploads.ciphertexts()),
+        attachment=session.aggregator._uploads.ciphertexts(),
     )
     with pytest.raises(RoundAborted, match="CohortTooSmall"):
         session.auditor.receive(frame)
@@ -174,17 +175,17 @@ def test_an_upload_before_the_roster_is_refused_without_harm(session: Any) -> No
 
 def test_a_bad_upload_is_refused_without_harm(session: Any) -> None:
     honest = session.intercept("auditor", Kind.UPLOAD)
-    changed = bytearray(session.world.parse(honest).ciphertexts)
+    changed = bytearray(session.world.attachment(honest))
     changed[-1] ^= 1
     world = session.world
     for data in (
-        world.forge(honest, ciphertexts=memoryview(bytes(changed))),
-        world.forge(honest, ciphertexts=memoryview(b"")),
+        world.forge(honest, attachment=bytes(changed)),
+        world.forge(honest, attachment=b""),
         world.forge(honest, roster=b"q" * 32),
         world.forge(honest, sender="agent-04"),
         world.forge(honest, cfg=b"q" * 32),
         world.forge(honest, key=b"q" * 32),
-        honest[:-64] + bytes(64),
+        world.unsigned(honest),
     ):
         with pytest.raises(ProtocolError) as caught:
             session.auditor.receive(data)

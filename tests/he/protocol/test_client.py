@@ -19,7 +19,7 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.he import ClientPhase, HEClient, HEParameters, ParameterSet, read_config
-from privfedrl.he.agreement import commitment
+from privfedrl.he.digests import commitment
 from privfedrl.he.frames import Kind
 from privfedrl.parties import Identity, Outgoing, Registry, SqliteJournal
 from privfedrl.parties.opening import CLOCK_TOLERANCE_S
@@ -181,7 +181,7 @@ def test_a_frame_that_is_no_authentic_config_changes_nothing(make_world: Any, na
     session = world.session()
     config = session.config
     for data, error in (
-        (config[:-64] + bytes(64), AuthenticationFailed),
+        (world.unsigned(config), AuthenticationFailed),
         (config[:-1], RemoteProtocolError),
         (b"", RemoteProtocolError),
         (session.frame(Kind.SEALED), RemoteProtocolError),
@@ -242,7 +242,7 @@ def test_a_config_can_be_read_and_checked_before_training(world: Any) -> None:
     config, cfg = read_config(session.config, **pinned)
     assert (config.round, config.attempt, cfg) == (1, 0, session.cfg)
     with pytest.raises(AuthenticationFailed):
-        read_config(session.config[:-64] + bytes(64), **pinned)
+        read_config(world.unsigned(session.config), **pinned)
     with pytest.raises(RoundAborted, match="PlanMismatch"):
         read_config(session.config, **(pinned | {"plan_digest": b"x" * 32}))
 
@@ -295,7 +295,7 @@ def test_what_is_about_another_round_or_key_is_refused_and_does_no_harm(
     assert client.phase is reached
     bad = [
         world.forge(honest, cfg=b"q" * 32),
-        honest[:-64] + bytes(64),
+        world.unsigned(honest),
         honest[:-1],
         session.frame(Kind.CONFIG, round=2),
         session.frame(Kind.CONFIG, attempt=1),
@@ -319,19 +319,19 @@ def test_what_is_about_another_round_or_key_is_refused_and_does_no_harm(
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda m: {"not_after": m.not_after + 1}, "ContextExpired"),
-        (lambda m: {"not_after": m.not_after - 1}, "ContextExpired"),
-        (lambda m: {"not_after": 0}, "ContextExpired"),
-        (lambda m: {"public_key": m.public_key[:-1]}, "Malformed"),
-        (lambda m: {"public_key": memoryview(bytes(m.public_key) + b"")[:0]}, "Malformed"),
-        (lambda m: {"public_key": memoryview(b"\xff" * len(m.public_key))}, "Malformed"),
+        (lambda m, key: {"not_after": m.not_after + 1}, "ContextExpired"),
+        (lambda m, key: {"not_after": m.not_after - 1}, "ContextExpired"),
+        (lambda m, key: {"not_after": 0}, "ContextExpired"),
+        (lambda m, key: {"attachment": key[:-1]}, "Malformed"),
+        (lambda m, key: {"attachment": b""}, "Malformed"),
+        (lambda m, key: {"attachment": b"\xff" * len(key)}, "Malformed"),
     ],
 )
 def test_a_context_that_is_not_a_fresh_key_of_these_parameters_ends_the_round(
     world: Any, change: Any, code: str
 ) -> None:
     def forge(data: bytes) -> bytes:
-        return bytes(world.forge(data, **change(world.parse(data))))
+        return bytes(world.forge(data, **change(world.parse(data), world.attachment(data))))
 
     assert meets(world.session(), Kind.CONTEXT, forge) == code
 
@@ -385,8 +385,9 @@ def test_nothing_but_a_commitment_leaves_before_the_roster(world: Any) -> None:
     assert (message.commitment, message.key) == (expected, session.key)
     assert len(out.data) < 400  # a few digests and a signature: no ciphertext
     (upload,) = client_answers(session, Kind.ROSTER, first=out)
-    sent = world.parse(upload.data)
-    assert commitment(session.cfg, session.key, NAME, sent.ciphertexts) == expected
+    assert world.parse(upload.data).commitment == expected
+    sent = world.attachment(upload.data)
+    assert commitment(session.cfg, session.key, NAME, sent) == expected
 
 
 def client_answers(session: Any, kind: Kind, *, first: Outgoing | None = None) -> list[Outgoing]:
@@ -399,9 +400,9 @@ def client_answers(session: Any, kind: Kind, *, first: Outgoing | None = None) -
 def test_equal_vectors_give_unequal_commitments_and_ciphertexts(world: Any) -> None:
     world.vectors["agent-03"] = world.vectors[NAME]
     session = world.session().run()
-    uploads = [world.parse(out.data) for out in session.carried if out.data[7] == Kind.UPLOAD]
+    uploads = [world.attachment(out.data) for out in session.carried if out.data[7] == Kind.UPLOAD]
     commits = [world.parse(out.data) for out in session.carried if out.data[7] == Kind.COMMIT]
-    assert len({bytes(upload.ciphertexts) for upload in uploads}) == world.n
+    assert len(set(uploads)) == world.n
     assert len({commit.commitment for commit in commits}) == world.n
 
 
@@ -708,5 +709,6 @@ def test_a_field_of_a_forged_frame_is_really_changed(world: Any) -> None:
     session = world.session().run()
     for out in session.carried:
         assert world.forge(out.data) == out.data
-        message = world.parse(out.data)
-        assert world.sign(msgspec.structs.replace(message)) == out.data
+        message, attachment = world.parse(out.data), world.attachment(out.data)
+        assert world.sign(msgspec.structs.replace(message), attachment) == out.data
+        assert world.unsigned(out.data) != out.data

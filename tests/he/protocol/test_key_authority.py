@@ -19,7 +19,7 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.he import AuthorityPhase, HEParameters, LocalVault, ParameterSet
-from privfedrl.he.agreement import commitment, sealed_digest, sum_digest
+from privfedrl.he.digests import commitment, sealed_digest, sum_digest
 from privfedrl.he.frames import Kind
 from privfedrl.he.key_authority import check_range
 from privfedrl.he.lattice import Encryptor
@@ -67,7 +67,7 @@ def total_of(world: Any, uploads: list[bytes]) -> bytes:
     """The packed sum of these upload frames' ciphertexts, formed anew."""
     chosen, count = world.parameters.parameter_set, world.parameters.ciphertexts
     parts = [
-        unpack(world.parse(data).ciphertexts, chosen.sent_primes, chosen.degree, count)
+        unpack(world.attachment(data), chosen.sent_primes, chosen.degree, count)
         for data in uploads
     ]
     total = parts[0]
@@ -108,7 +108,7 @@ def test_every_round_has_another_key(world: Any) -> None:
     for number in (1, 2, 3):
         session = world.session(round=number)
         (context,) = session.begin("key-authority", session.config)
-        keys.append(bytes(world.parse(context.data).public_key))
+        keys.append(world.attachment(context.data))
     assert len(set(keys)) == 3
 
 
@@ -219,8 +219,8 @@ def test_the_receipt_says_what_was_opened_for_whom_and_who_readded(
     session = world.session().run()
     receipt, result = session.authority.result(), session.aggregator.result()
     assert receipt == result.receipt
-    sealed = world.parse(session.shown("key-authority", Kind.SEALED))
-    assert receipt.sealed == sealed_digest(session.cfg, session.key, sealed.ciphertexts)
+    sealed = world.attachment(session.shown("key-authority", Kind.SEALED))
+    assert receipt.sealed == sealed_digest(session.cfg, session.key, sealed)
     words = result.vector.astype("<u4").tobytes()
     assert receipt.total == sum_digest(session.cfg, words)
     assert (receipt.ledger_head, receipt.readding, receipt.seal) == (b"a" * 32, readding, "4.3")
@@ -262,7 +262,7 @@ BAD_PROPOSALS: list[tuple[Callable[[Any, Any], tuple[bytes, ...]], str]] = [
     (lambda w, c: (c[0], w.forge(c[0], commitment=b"q" * 32), *c[2:]), "RosterMismatch"),
     (lambda w, c: (w.forge(c[0], cfg=b"q" * 32), *c[1:]), "RosterMismatch"),
     (lambda w, c: (w.forge(c[0], key=b"q" * 32), *c[1:]), "RosterMismatch"),
-    (lambda w, c: (c[0][:-64] + bytes(64), *c[1:]), "BadSignature"),
+    (lambda w, c: (w.unsigned(c[0]), *c[1:]), "BadSignature"),
     (lambda w, c: (c[0][:-1], *c[1:]), "BadSignature"),
     (lambda w, c: (b"", *c[1:]), "BadSignature"),
     (lambda w, c: (w.forge(c[0], sender="coordinator"), *c[1:]), "BadSignature"),
@@ -416,7 +416,7 @@ def _one_upload(world: Any, session: Any) -> dict[str, Any]:
     upload = next(
         out.data for out in session.carried if is_from(world, out, Kind.UPLOAD, "agent-03")
     )
-    return {"ciphertexts": world.parse(upload).ciphertexts}
+    return {"attachment": world.attachment(upload)}
 
 
 def _less_one(world: Any, session: Any) -> dict[str, Any]:
@@ -426,14 +426,14 @@ def _less_one(world: Any, session: Any) -> dict[str, Any]:
         if out.data[7] == Kind.UPLOAD
     }
     uploads.pop("agent-03")
-    return {"ciphertexts": memoryview(total_of(world, list(uploads.values())))}
+    return {"attachment": total_of(world, list(uploads.values()))}
 
 
 BAD_SUMS: list[Callable[[Any, Any], dict[str, Any]]] = [
     _one_upload,
     _less_one,
-    lambda w, s: {"ciphertexts": memoryview(bytes(w.parameters.ciphertext_bytes))},
-    lambda w, s: {"ciphertexts": memoryview(b"")},
+    lambda w, s: {"attachment": bytes(w.parameters.ciphertext_bytes)},
+    lambda w, s: {"attachment": b""},
     lambda w, s: {"contributors": w.members(w.names[:4])},
 ]
 
@@ -458,7 +458,7 @@ def test_without_readding_a_single_upload_can_be_opened(make_world: Any) -> None
     session = world.session()
     frame = session.intercept("key-authority", Kind.SEALED)
     (answer,) = session.authority.receive(world.forge(frame, **_one_upload(world, session)))
-    opened = np.frombuffer(world.parse(answer.data).vector, dtype="<u4")
+    opened = np.frombuffer(world.attachment(answer.data), dtype="<u4")
     assert (opened == world.ideal(["agent-03"])).all()
 
 
@@ -498,7 +498,7 @@ def _foreign(world: Any, session: Any) -> bytes:
 BAD_ATTESTATIONS: list[tuple[Callable[[Any, Any, bytes], bytes], str]] = [
     (lambda w, s, a: b"", "BadSignature"),
     (lambda w, s, a: b"junk", "BadSignature"),
-    (lambda w, s, a: a[:-64] + bytes(64), "BadSignature"),
+    (lambda w, s, a: w.unsigned(a), "BadSignature"),
     (lambda w, s, a: a[:-1], "BadSignature"),
     (lambda w, s, a: s.shown("coordinator", Kind.COMMIT), "BadSignature"),
     (lambda w, s, a: w.forge(a, sender="coordinator"), "BadSignature"),
@@ -541,7 +541,7 @@ def test_the_word_of_an_expired_auditor_counts_for_nothing(make_world: Any) -> N
     word = session.frame(
         Kind.ATTESTATION,
         roster=message.roster,
-        sealed=sealed_digest(session.cfg, session.key, message.ciphertexts),
+        sealed=message.sealed,
     )
     assert roster.recipient == "coordinator"
     with pytest.raises(RoundAborted, match="UnknownIdentity: auditor"):
@@ -947,7 +947,7 @@ def test_ciphertexts_under_another_key_are_noticed(world: Any) -> None:
         if out.recipient != NAME or out.data[7] != Kind.ROSTER:
             return [out]
         roster = session.authority._roster.digest
-        fields = {"sender": NAME, "roster": roster, "ciphertexts": memoryview(ciphertexts)}
+        fields = {"sender": NAME, "roster": roster, "attachment": ciphertexts}
         session.queue.append(Outgoing("coordinator", session.frame(Kind.UPLOAD, **fields)))
         return []
 
@@ -980,7 +980,7 @@ def test_what_is_about_another_round_or_key_does_no_harm(
     session = world.session()
     frame = session.intercept("key-authority", kind)
     before = session.authority.phase
-    for data in (world.forge(frame, **change), frame[:-64] + bytes(64), frame[:-1]):
+    for data in (world.forge(frame, **change), world.unsigned(frame), frame[:-1]):
         with pytest.raises(ProtocolError) as caught:
             session.authority.receive(data)
         assert not isinstance(caught.value, RoundAborted)
