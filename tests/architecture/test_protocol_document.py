@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from privfedrl.he import frames as he_frames
+from privfedrl.he.frames import Kind
 from privfedrl.parties.opening import CLOCK_TOLERANCE_S
 from privfedrl.secagg import AbortCode, SecAggParameters, messages
 from privfedrl.secagg.parameters import MAX_CLIENTS, MAX_COMPLETE, MAX_VECTOR_LENGTH
@@ -229,3 +231,21 @@ def test_every_row_of_a_table_has_the_columns_of_its_head() -> None:
     for table in re.findall(r"(?:^\|.*\|\n)+", TEXT, re.MULTILINE):
         columns = {row.count("|") for row in table.splitlines()}
         assert len(columns) == 1, table
+
+
+HOMOMORPHIC = (ROOT / "docs" / "homomorphic.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+def test_the_table_of_homomorphic_messages_is_that_of_the_code(kind: Kind) -> None:
+    row = he_frames._ROWS[kind]
+    found = re.search(
+        rf"^\| {kind.value} {kind.name} \| (.*?) \| (.*?) \| (.*?) \|$", HOMOMORPHIC, re.MULTILINE
+    )
+    assert found, kind.name
+    assert found[1] == row.role
+    assert re.findall(r"`(\w+)`", found[2]) == list(row.struct.__struct_fields__)
+    assert (found[3] == "none") == (row.pins is None)
+    if row.pins is not None:
+        (pin,) = re.findall(r"`(\w+)`", found[3])
+        assert pin in row.struct.__struct_fields__

@@ -19,6 +19,7 @@ from privfedrl.he import (
     KeyAuthority,
     LocalVault,
 )
+from privfedrl.he.frames import Kind
 from privfedrl.parties import Identity, MemoryJournal, Registry
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import (
@@ -172,6 +173,7 @@ class EncryptedDeployment:
             readding="auditor",
         )
         self.journals = {name: MemoryJournal() for name in roles}
+        self.uploads: dict[int, list[bytes]] = {}
 
     def protected(self, number: int, *, attempt: int = 0, absent: str = "") -> None:
         """A whole round; ``absent`` commits and never uploads."""
@@ -217,6 +219,8 @@ class EncryptedDeployment:
             else:
                 replies = party.start(one.data)
             for reply in replies:
+                if reply.data[7] == Kind.UPLOAD:
+                    self.uploads.setdefault(number, []).append(reply.data)
                 waiting += server.receive(reply.data)
         result = server.result()
         signed = HETranscript.sign(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -31,9 +32,9 @@ from privfedrl.he import (
     LocalVault,
     ParameterSet,
 )
-from privfedrl.he.agreement import commitment, key_digest
+from privfedrl.he.digests import commitment, sealed_digest
 from privfedrl.he.frames import Commit, Context, Kind, Upload, encode_frame, frame_limit, peek
-from privfedrl.he.lattice import Decryptor, Encryptor, _Scheme
+from privfedrl.he.lattice import Decryptor, Encryptor, _Scheme, public_key_bytes
 from privfedrl.he.residues import Residues, add_into, pack, unpack
 from privfedrl.parties import Identity, Journal, MemoryJournal, Outgoing, Registry
 from privfedrl.primitives.random import DeterministicEntropy
@@ -97,7 +98,7 @@ class Round:
             vault=lambda: self.vault,
             **common,
         )
-        self.auditor = HEAuditor(identity=AUDITOR, **common)
+        self.auditor = HEAuditor(identity=AUDITOR, **common) if self.audited else None
         self.clients = {
             name: HEClient(identity=AGENTS[name], journal=self._journal(name), **common)
             for name in self.names
@@ -109,6 +110,10 @@ class Round:
         self.frames: dict[Kind, list[bytes]] = {kind: [] for kind in Kind}
         self.refused: list[tuple[str, ProtocolError]] = []
         self.start: Any = (TASK, number, attempt, MODEL, bytes(32), b"s" * 32)
+
+    @property
+    def audited(self) -> bool:
+        return self.parameters.readding == "auditor"
 
     def _journal(self, name: str) -> Journal:
         return self.journals.setdefault(name, MemoryJournal())
@@ -199,6 +204,7 @@ def give(live: Round, message: Outgoing) -> list[Outgoing]:
     if who == HUB.name:
         return live.aggregator.receive(data)
     if who == AUDITOR.name:
+        assert live.auditor is not None
         idle = live.auditor.phase.value == "idle"
         return live.auditor.start(data) if idle else live.auditor.receive(data)
     if who == AUTHORITY.name:
@@ -212,21 +218,27 @@ def give(live: Round, message: Outgoing) -> list[Outgoing]:
     return client.receive(data)
 
 
+def attached(data: bytes) -> bytes:
+    """What follows the signature of a frame."""
+    return data[12 + int.from_bytes(data[8:12], "big") + 64 :]
+
+
 def changed(data: bytes, signer: Identity, parameters: HEParameters, **fields: Any) -> bytes:
     """The frame with other values for some fields, signed anew by somebody who owns ``signer``."""
+    message = msgspec.structs.replace(opened(data, parameters), **fields)
+    return encode_frame(message, signer, attached(data))
+
+
+def sealed_anew(data: bytes, total: bytes, parameters: HEParameters, **fields: Any) -> bytes:
+    """A SEALED frame of the coordinator's about other ciphertexts, pinned as they must be."""
     message = opened(data, parameters)
-    values = {name: getattr(message, name) for name in message.__struct_fields__}
-    return encode_frame(type(message)(**(values | fields)), signer)
+    pin = sealed_digest(message.cfg, message.key, total)
+    return encode_frame(msgspec.structs.replace(message, sealed=pin, **fields), HUB, total)
 
 
 def residues_of(data: bytes, parameters: HEParameters) -> Residues:
     chosen = parameters.parameter_set
-    return unpack(
-        opened(data, parameters).ciphertexts,
-        chosen.sent_primes,
-        chosen.degree,
-        parameters.ciphertexts,
-    )
+    return unpack(attached(data), chosen.sent_primes, chosen.degree, parameters.ciphertexts)
 
 
 def added(parameters: HEParameters, *parts: Residues) -> bytes:
@@ -242,16 +254,19 @@ def times(factor: int, residues: Residues, prime: int) -> Residues:
     return np.array(residues.astype(object) * factor % prime, dtype=np.uint64)
 
 
-def as_liar(ciphertexts: bytes, *, uploads: bool = True) -> Intercept:
-    """An agent that commits to ``ciphertexts``, whatever they are, and uploads them."""
+def as_liar(made: bytes | Callable[[Round], bytes], *, uploads: bool = True) -> Intercept:
+    """An agent that commits to the ciphertexts ``made``, whatever they are, and uploads them."""
+    ciphertexts = b""
 
     def intercept(live: Round, message: Outgoing) -> Iterator[Outgoing]:
+        nonlocal ciphertexts
         if message.recipient != LIAR:
             yield message
             return
         kind, p = kind_of(message.data), live.parameters
         if kind is Kind.CONTEXT:
             cfg, key = round_and_key(message.data, p)
+            ciphertexts = made if isinstance(made, bytes) else made(live)
             promise = commitment(cfg, key, LIAR, ciphertexts)
             commit = Commit(cfg=cfg, key=key, sender=LIAR, commitment=promise)
             yield Outgoing(HUB.name, encode_frame(commit, AGENTS[LIAR]))
@@ -263,16 +278,19 @@ def as_liar(ciphertexts: bytes, *, uploads: bool = True) -> Intercept:
 
 def round_and_key(context: bytes, parameters: HEParameters) -> tuple[bytes, bytes]:
     found: Context = opened(context, parameters)
-    return found.cfg, key_digest(found.cfg, found.public_key)
+    return found.cfg, found.key
 
 
 def liars_upload(live: Round, ciphertexts: bytes) -> bytes:
     cfg, key = round_and_key(live.one(Kind.CONTEXT), live.parameters)
-    roster = live.aggregator._fixed.digest
-    return encode_frame(
-        Upload(cfg=cfg, key=key, sender=LIAR, roster=roster, ciphertexts=memoryview(ciphertexts)),
-        AGENTS[LIAR],
+    upload = Upload(
+        cfg=cfg,
+        key=key,
+        sender=LIAR,
+        roster=live.aggregator._fixed.digest,
+        commitment=commitment(cfg, key, LIAR, ciphertexts),
     )
+    return encode_frame(upload, AGENTS[LIAR], ciphertexts)
 
 
 # malleability
@@ -366,8 +384,7 @@ def lying(form: Callable[[Round], bytes]) -> Intercept:
 
     def intercept(live: Round, message: Outgoing) -> Iterator[Outgoing]:
         if kind_of(message.data) is Kind.SEALED:
-            lie = memoryview(form(live))
-            data = changed(message.data, HUB, live.parameters, ciphertexts=lie)
+            data = sealed_anew(message.data, form(live), live.parameters)
             yield Outgoing(message.recipient, data)
         else:
             yield message
@@ -380,7 +397,7 @@ def uploads_of(live: Round) -> list[Residues]:
 
 
 def single(live: Round) -> bytes:
-    return bytes(opened(live.upload_of(VICTIM), live.parameters).ciphertexts)
+    return attached(live.upload_of(VICTIM))
 
 
 def twice(live: Round) -> bytes:
@@ -394,8 +411,7 @@ def one_left_out(live: Round) -> bytes:
 
 def known_offset(live: Round) -> bytes:
     p = live.parameters
-    context: Context = opened(live.one(Kind.CONTEXT), p)
-    encryptor = Encryptor(p.parameter_set, bytes(context.public_key))
+    encryptor = Encryptor(p.parameter_set, attached(live.one(Kind.CONTEXT)))
     marker = np.full(p.vector_length, 1, dtype=np.dtype(f"uint{p.ring_bits}"))
     extra = encryptor.encrypt(p.to_slots(marker))
     chosen = p.parameter_set
@@ -454,7 +470,8 @@ def test_limit_without_re_adding_a_lying_aggregator_has_a_single_upload_opened()
     assert live.vault.decryptions == 1
     opening = opened(live.one(Kind.OPENING), live.parameters)
     assert opened(opening.receipt, live.parameters).contributors == b"\x1f"
-    assert np.array_equal(np.frombuffer(opening.vector, "<u4"), live.vectors[VICTIM])
+    vector = np.frombuffer(attached(live.one(Kind.OPENING)), "<u4")
+    assert np.array_equal(vector, live.vectors[VICTIM])
 
 
 def test_limit_an_authority_that_re_adds_could_open_single_uploads() -> None:
@@ -465,11 +482,10 @@ def test_limit_an_authority_that_re_adds_could_open_single_uploads() -> None:
     def intercept(live: Round, message: Outgoing) -> Iterator[Outgoing]:
         yield message
         if message.recipient == AUTHORITY.name and kind_of(message.data) is Kind.UPLOAD:
-            upload = opened(message.data, p)
-            if upload.sender == VICTIM:
+            if opened(message.data, p).sender == VICTIM:
                 decryptor = live.vault._decryptor
                 assert decryptor is not None
-                slots = decryptor.decrypt(bytes(upload.ciphertexts), p.ciphertexts)
+                slots = decryptor.decrypt(attached(message.data), p.ciphertexts)
                 stolen.append(p.from_slots(slots))
 
     live = Round(p).play(intercept)
@@ -588,13 +604,13 @@ def test_a_second_request_is_refused_and_finds_no_key() -> None:
     p = parameters_for()
     live = Round(p).play()
     sealed = live.one(Kind.SEALED)
-    for fields in (
-        {"ledger_head": b"z" * 32},
-        {"contributors": b"\x0f", "ciphertexts": memoryview(one_left_out(live))},
-        {"ciphertexts": memoryview(single(live))},
+    for second in (
+        changed(sealed, HUB, p, ledger_head=b"z" * 32),
+        sealed_anew(sealed, one_left_out(live), p, contributors=b"\x0f"),
+        sealed_anew(sealed, single(live), p),
     ):
         with pytest.raises(RemoteProtocolError, match="after the end"):
-            live.authority.receive(changed(sealed, HUB, p, **fields))
+            live.authority.receive(second)
     assert live.authority.receive(sealed) == []
     assert live.vault.decryptions == 1
     assert not live.vault.alive
@@ -722,7 +738,7 @@ def test_an_agents_made_up_ciphertexts_do_not_carry_the_key_out(
     which one in 2^guard_bits or fewer is in the range of an honest sum, and 4096 of them never are.
     """
     p = parameters_for(4, vector_length=1, ring_bits=ring_bits, value_bits=value_bits)
-    p = dataclasses.replace(p, vector_length=3 * 4096 * p.lanes)
+    p = dataclasses.replace(p, vector_length=3 * p.slots_per_ciphertext * p.lanes)
     live = Round(p, liars=(LIAR,)).play(as_liar(key_carriers(p)))
     if live.aggregator.phase is AggregatorPhase.DONE:  # so it was before there was a guard
         key = key_from_sum(live.aggregator.result().vector, p)
@@ -734,42 +750,65 @@ def test_an_agents_made_up_ciphertexts_do_not_carry_the_key_out(
     assert not live.vault.alive
 
 
-def test_limit_a_full_ciphertext_can_carry_one_bit_of_the_key_out() -> None:
-    """A polynomial's constant adds the same small number to every slot: in range everywhere.
+def bit_carriers(parameters: HEParameters, guesses: Iterable[int], place: int) -> bytes:
+    """One ciphertext for each guess: adds ([s_j = 1] - guess) X^place to the opened polynomial.
 
-    (0.3, 0.4 X^-j) in units of q / t rounds to 1 if s_j is 1 and to 0 otherwise. Eight ciphertexts
-    tell eight of 4096 coefficients, to whoever knows the honest sum well enough to see a step of 1
-    in all of its slots. A slot that must stay empty gives it away.
+    (0.3 X^place, 0.4 X^(place - j)) in units of q / t, less the guess: at ``place`` the phase is
+    0.3 + 0.4 s_j, which rounds to 1 if s_j is 1 and to 0 otherwise; elsewhere it rounds to 0.
     """
-    p = parameters_for(4, vector_length=8 * 4096)
-    (prime,), t = p.parameter_set.sent_primes, p.parameter_set.plain_modulus or 0
-    made_up = np.zeros((8, 2, 1, 4096), dtype=np.uint64)
-    for index in range(8):
-        made_up[index, 0, 0, 0] = 3 * prime // (10 * t)
-        at, sign = (4096 - index, -1) if index else (0, 1)  # X^-j = -X^(N - j)
-        made_up[index, 1, 0, at] = sign * (4 * prime // (10 * t)) % prime
-    liar, known = as_liar(pack(made_up, (prime,))), list[NDArray[np.int64]]()
+    chosen = parameters.parameter_set
+    (prime,), t, n = chosen.sent_primes, chosen.plain_modulus or 0, chosen.degree
+    residues = np.zeros((parameters.ciphertexts, 2, 1, n), dtype=np.uint64)
+    for j, guess in enumerate(guesses):
+        residues[j, 0, 0, place] = (3 - 10 * guess) * prime // (10 * t) % prime
+        at, sign = (place - j, 1) if place >= j else (place - j + n, -1)
+        residues[j, 1, 0, at] = sign * (4 * prime // (10 * t)) % prime
+    return pack(residues, (prime,))
 
-    def intercept(live: Round, message: Outgoing) -> Iterator[Outgoing]:
-        if kind_of(message.data) is Kind.SEALED and live.vault._decryptor is not None:
-            known.append(secret_key(live.vault._decryptor, p.parameter_set))
-        yield from liar(live, message)
 
-    live = Round(p, liars=(LIAR,)).play(intercept)
-    extra = live.aggregator.result().vector - live.sum_of(live.clients)
-    steps = extra.reshape(8, 4096)
-    assert np.array_equal(steps, np.repeat((known[0][:8] == 1)[:, None], 4096, axis=1))
+BITS: Final = 8
 
-    shorter = dataclasses.replace(p, vector_length=8 * 4096 - 1)
-    codes = set()
-    for _ in range(40):  # the last coefficient is 1 in a third of all keys
-        one = np.zeros_like(made_up)
-        one[7] = made_up[7]
-        again = Round(shorter, liars=(LIAR,)).play(as_liar(pack(one, (prime,))))
-        codes |= set(again.codes(AUTHORITY.name))
-        if "SumMismatch" in codes:
+
+@pytest.mark.parametrize("wrong", [None, 0, 1], ids=["right", "0 as 1", "1 as 0"])
+@pytest.mark.parametrize("place", [0, 1, 2048])
+def test_bits_of_the_key_are_told_only_by_whether_all_were_guessed_right(
+    place: int, wrong: int | None
+) -> None:
+    """A polynomial's constant adds the same small number to every slot: in range but in one.
+
+    The slot that stays empty must be 0, so the round is refused whichever way a bit falls, unless
+    it was guessed. Then what is opened is the honest sum and says no more: one bit in all, whether
+    there is an opening, however many ciphertexts and coefficients of the key take part. At other
+    places than the constant's the slots that are filled give it away as well.
+    """
+    p = parameters_for(4, vector_length=1)
+    p = dataclasses.replace(p, vector_length=BITS * p.slots_per_ciphertext)
+    assert p.ciphertexts == BITS
+    seen: list[int] = []
+
+    def made(live: Round) -> bytes:
+        """The attacker does not know the key; the test gives it the guesses to be tried."""
+        assert live.vault._decryptor is not None
+        bits = secret_key(live.vault._decryptor, p.parameter_set)[:BITS] == 1
+        guesses = seen[:] = [int(bit) for bit in bits]
+        if wrong is not None and wrong in guesses:
+            guesses[guesses.index(wrong)] ^= 1
+        return bit_carriers(p, guesses, place)
+
+    # of eight bits at least one is of the kind that is to be guessed wrongly, but in
+    # (2/3)^8 = 4 % of all keys (or 3^-8); a round with such a key is played again
+    for number in range(12):
+        live = Round(p, number=number, liars=(LIAR,)).play(as_liar(made))
+        if wrong is None or wrong in seen:
             break
-    assert "SumMismatch" in codes  # fails by chance in (2/3)^40 < 10^-7 of all runs
+    if wrong is None:
+        assert np.array_equal(live.aggregator.result().vector, live.sum_of(live.clients))
+        return
+    assert wrong in seen  # fails by chance in (2/3)^96 < 10^-16 of all runs
+    assert live.codes(AUTHORITY.name)[0] == "SumMismatch"
+    assert not live.frames[Kind.OPENING]
+    assert not live.vault.alive
+    assert live.aggregator.phase is AggregatorPhase.ABORTED
 
 
 def test_limit_under_ckks_an_agents_made_up_ciphertexts_carry_half_of_the_key_out() -> None:
@@ -910,14 +949,15 @@ def test_the_form_in_which_the_search_looks_for_the_key_is_the_one_seal_uses(
 
 def test_a_public_key_opens_nothing() -> None:
     """What the context frame holds, and what SEAL makes of it."""
-    assert Context.__struct_fields__ == ("cfg", "sender", "not_after", "public_key")
+    assert Context.__struct_fields__ == ("cfg", "key", "sender", "not_after")
     p = parameters_for()
     live = Round(p).play()
-    context: Context = opened(live.one(Kind.CONTEXT), p)
-    encryptor = Encryptor(p.parameter_set, bytes(context.public_key))
+    public_key = attached(live.one(Kind.CONTEXT))
+    assert len(public_key) == public_key_bytes(p.parameter_set)
+    encryptor = Encryptor(p.parameter_set, public_key)
     assert not any("decrypt" in name or "secret" in name for name in dir(encryptor))
     scheme = encryptor._scheme
     chosen = p.parameter_set
-    (residues,) = unpack(context.public_key, chosen.primes, chosen.degree, 1)
+    (residues,) = unpack(public_key, chosen.primes, chosen.degree, 1)
     with pytest.raises(TypeError):
         scheme.seal.Decryptor(scheme.context, scheme.public_key(residues))

@@ -4,6 +4,14 @@ Guarantee: nothing here needs a secret, torch or the learning side, and nothing 
 """
 
 from privfedrl.audit.claims import CLAIMS, AuditClaim
+from privfedrl.audit.homomorphic_uploads import verify_uploads
 from privfedrl.audit.secagg_transcript import CheckedRound, TranscriptReport, verify_transcripts
 
-__all__ = ["CLAIMS", "AuditClaim", "CheckedRound", "TranscriptReport", "verify_transcripts"]
+__all__ = [
+    "CLAIMS",
+    "AuditClaim",
+    "CheckedRound",
+    "TranscriptReport",
+    "verify_transcripts",
+    "verify_uploads",
+]

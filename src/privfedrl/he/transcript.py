@@ -136,9 +136,18 @@ class HETranscript:
         """The 32 bytes that the coordinator's caller supplied."""
         return self.body.ledger_head
 
+    @property
+    def parameters(self) -> HEParameters:
+        """Of the round; RemoteProtocolError if they are unsound."""
+        return _parameters(self.config)
+
+    def roster(self, registry: Registry) -> FixedRoster:
+        """Who could contribute what; only as trustworthy as :meth:`verify` says."""
+        return _roster(self, registry, self.parameters)
+
     def survivors(self, registry: Registry) -> tuple[str, ...]:
         """Whose vectors are in the sum, sorted."""
-        roster = _roster(self, registry, _parameters(self.config))
+        roster = self.roster(registry)
         members = check_contributors(self.receipt.contributors, roster, registry, floor=0)
         return names_of(members, registry)
 

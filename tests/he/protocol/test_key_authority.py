@@ -67,8 +67,7 @@ def total_of(world: Any, uploads: list[bytes]) -> bytes:
     """The packed sum of these upload frames' ciphertexts, formed anew."""
     chosen, count = world.parameters.parameter_set, world.parameters.ciphertexts
     parts = [
-        unpack(world.attachment(data), chosen.sent_primes, chosen.degree, count)
-        for data in uploads
+        unpack(world.attachment(data), chosen.sent_primes, chosen.degree, count) for data in uploads
     ]
     total = parts[0]
     for part in parts[1:]:

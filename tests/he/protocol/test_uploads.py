@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from privfedrl.errors import RemoteProtocolError
-from privfedrl.he.agreement import FixedRoster, commitment
-from privfedrl.he.frames import Upload
+from privfedrl.he.agreement import FixedRoster
+from privfedrl.he.digests import commitment
+from privfedrl.he.frames import Kind, Upload
 from privfedrl.he.residues import pack, unpack
 from privfedrl.he.uploads import UploadSum
+from privfedrl.parties.frames import Frame
 from privfedrl.parties.members import Members
 
 CFG, KEY, ROSTER = b"c" * 32, b"k" * 32, b"r" * 32
@@ -44,10 +46,18 @@ class Uploads:
     def empty(self) -> UploadSum:
         return UploadSum(self.parameters, self.roster, self.world.registry)
 
-    def upload(self, name: str, **changes: Any) -> Upload:
-        given: dict[str, Any] = {"cfg": CFG, "key": KEY, "sender": name, "roster": ROSTER}
-        data = self.data.get(name, b"")
-        return Upload(**(given | {"ciphertexts": memoryview(data)} | changes))
+    def upload(self, name: str, *, attachment: Any = None, **changes: Any) -> Frame:
+        """A frame as a reader gives it: its commitment is to its own attachment."""
+        data = self.data.get(name, b"") if attachment is None else attachment
+        given: dict[str, Any] = {"cfg": CFG, "key": KEY, "sender": name, "roster": ROSTER} | changes
+        made = commitment(given["cfg"], given["key"], name, data)
+        return Frame(
+            type=Kind.UPLOAD,
+            message=Upload(**({"commitment": made} | given)),
+            payload=memoryview(b""),
+            digest=bytes(96),
+            attachment=memoryview(data),
+        )
 
     def sum(self, names: tuple[str, ...]) -> bytes:
         """By plain integers."""
@@ -113,19 +123,20 @@ def test_what_is_refused_adds_nothing(uploads: Uploads) -> None:
             (uploads.upload(second, roster=b"q" * 32), "another roster"),
             (uploads.upload(second, cfg=b"q" * 32), "something else"),
             (uploads.upload(second, key=b"q" * 32), "something else"),
-            (uploads.upload(second, ciphertexts=memoryview(bytes(changed))), "something else"),
-            (uploads.upload(second, ciphertexts=memoryview(b"")), "something else"),
-            (uploads.upload(second, ciphertexts=uploads.upload(first).ciphertexts), "something"),
+            (uploads.upload(second, attachment=bytes(changed)), "something else"),
+            (uploads.upload(second, attachment=b""), "something else"),
+            (uploads.upload(second, attachment=uploads.data[first]), "something else"),
+            (uploads.upload(second, commitment=uploads.promised[first]), "something else"),
             (uploads.upload(first), "already"),
-            (uploads.upload(first, ciphertexts=memoryview(b"")), "already"),
+            (uploads.upload(first, attachment=b""), "already"),
             (uploads.upload(uploads.world.names[3]), "not in the roster"),
             (uploads.upload("coordinator"), "not in the roster"),
             (uploads.upload("nobody"), "not in the roster"),
-            (uploads.upload(third, ciphertexts=memoryview(data)), "residue|must be"),
+            (uploads.upload(third, attachment=data), "residue|must be"),
         ]
-        for message, match in refused:
+        for frame, match in refused:
             with pytest.raises(RemoteProtocolError, match=match):
-                total.take(message)
+                total.take(frame)
             assert total.names == {first}
             assert total.ciphertexts() == before
         total.take(uploads.upload(second))
@@ -137,7 +148,7 @@ def test_what_was_taken_is_not_kept(uploads: Uploads) -> None:
     total = uploads.empty()
     for name, data in uploads.data.items():
         held = bytearray(data)
-        total.take(uploads.upload(name, ciphertexts=memoryview(held)))
+        total.take(uploads.upload(name, attachment=held))
         held.append(0)  # BufferError if anything still looked at it
     kept = [value for value in vars(total).values() if isinstance(value, np.ndarray)]
     assert [array.shape for array in kept] == [
