@@ -34,14 +34,13 @@ from privfedrl.he import (
     AuthorityPhase,
     ClientPhase,
     HEAggregator,
-    HEAuditor,
     HEClient,
     HEParameters,
     KeyAuthority,
     LocalVault,
     ParameterSet,
 )
-from privfedrl.he.agreement import commitment, key_digest
+from privfedrl.he.digests import commitment, key_digest, sealed_digest
 from privfedrl.he.frames import (
     Attestation,
     Context,
@@ -107,7 +106,6 @@ class Round:
             vault=lambda: self.vault,
             **common,
         )
-        self.auditor = HEAuditor(identity=WHO["auditor"], **common)
         self.clients = {
             name: HEClient(identity=WHO[name], journal=MemoryJournal(), **common) for name in NAMES
         }
@@ -133,8 +131,9 @@ class Round:
             return self.hub.receive(data)
         if who in NAMES:
             return self.give_client(who, data)
-        party = self.authority if who == "authority" else self.auditor
-        return party.start(data) if party.phase.value == "idle" else party.receive(data)
+        if self.authority.phase is AuthorityPhase.IDLE:
+            return self.authority.start(data)
+        return self.authority.receive(data)
 
     def give_client(self, who: str, data: bytes) -> list[Outgoing]:
         client = self.clients[who]
@@ -165,9 +164,9 @@ class Round:
             key=message.key,
             sender=LIAR,
             roster=self.hub._fixed.digest,
-            ciphertexts=memoryview(self.lie),
+            commitment=commitment(message.cfg, message.key, LIAR, self.lie),
         )
-        return [Outgoing("hub", encode_frame(upload, WHO[LIAR]))]
+        return [Outgoing("hub", encode_frame(upload, WHO[LIAR], self.lie))]
 
     def opens(self, names: tuple[str, ...]) -> None:
         result = self.hub.result()
@@ -185,17 +184,49 @@ def read(data: bytes) -> Any:
     return peek(data, kind, limit=2 * frame_limit(kind, P))
 
 
+def end_of(data: bytes) -> int:
+    """Where the signed part of a frame ends: 64 bytes of signature follow, then the attachment."""
+    return 12 + int.from_bytes(data[8:12], "big")
+
+
+def payload_of(data: bytes) -> bytes:
+    return data[12 : end_of(data)]
+
+
+def attached(data: bytes) -> bytes:
+    return data[end_of(data) + 64 :]
+
+
+def pinned(message: Any, attachment: bytes) -> dict[str, bytes]:
+    """The field in which a message of this kind must name this attachment."""
+    cfg = message.cfg
+    if isinstance(message, Context):
+        return {"key": key_digest(cfg, attachment)}
+    if isinstance(message, Upload):
+        return {"commitment": commitment(cfg, message.key, message.sender, attachment)}
+    assert isinstance(message, Sealed)
+    return {"sealed": sealed_digest(cfg, message.key, attachment)}
+
+
 def changed(data: bytes, signer: str, **fields: Any) -> bytes:
-    message = read(data)
-    values = {name: getattr(message, name) for name in message.__struct_fields__}
-    return encode_frame(type(message)(**(values | {"sender": signer} | fields)), WHO[signer])
+    """Other fields under a right signature, around the same attachment."""
+    message = msgspec.structs.replace(read(data), **({"sender": signer} | fields))
+    return encode_frame(message, WHO[signer], attached(data))
 
 
-def resealed(data: bytes, signer: str, payload: bytes) -> bytes:
+def carrying(data: bytes, signer: str, attachment: bytes, **fields: Any) -> bytes:
+    """Another attachment, pinned and signed as it must be."""
+    message = msgspec.structs.replace(read(data), **fields)
+    message = msgspec.structs.replace(message, **pinned(message, attachment))
+    return encode_frame(message, WHO[signer], attachment)
+
+
+def resealed(data: bytes, signer: str, payload: bytes, attachment: bytes | None = None) -> bytes:
     """Any payload, under a right signature."""
     head = data[:8] + len(payload).to_bytes(4, "big")
     signed = label("he-" + kind_of(data).label) + hashlib.sha256(head + payload).digest()
-    return head + payload + WHO[signer].sign(signed)
+    rest = attached(data) if attachment is None else attachment
+    return head + payload + WHO[signer].sign(signed) + rest
 
 
 # what there is no word for
@@ -204,16 +235,16 @@ def resealed(data: bytes, signer: str, payload: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("struct_", "fields"),
     [
-        (Upload, ("cfg", "key", "sender", "roster", "ciphertexts")),
-        (Context, ("cfg", "sender", "not_after", "public_key")),
+        (Upload, ("cfg", "key", "sender", "roster", "commitment")),
+        (Context, ("cfg", "key", "sender", "not_after")),
         (
             Sealed,
             (
                 *("cfg", "key", "sender", "roster", "contributors"),
-                *("ledger_head", "attestation", "ciphertexts"),
+                *("ledger_head", "attestation", "sealed"),
             ),
         ),
-        (Opening, ("cfg", "key", "sender", "receipt", "vector")),
+        (Opening, ("cfg", "key", "sender", "receipt", "total")),
         (Attestation, ("cfg", "key", "sender", "roster", "contributors", "sealed")),
     ],
 )
@@ -229,7 +260,7 @@ def test_a_scale_in_the_frame_is_one_field_too_many(scale: float) -> None:
 
     def edit(live: Round, recipient: str, data: bytes) -> bytes:
         if recipient == "hub" and kind_of(data) is Kind.UPLOAD and read(data).sender == LIAR:
-            fields = msgspec.msgpack.decode(data[12:-64])
+            fields = msgspec.msgpack.decode(payload_of(data))
             return resealed(data, LIAR, msgspec.msgpack.encode([*fields, scale]))
         return data
 
@@ -332,7 +363,7 @@ def test_an_upload_that_names_another_key_is_refused() -> None:
     def edit(live: Round, recipient: str, data: bytes) -> bytes:
         if recipient == "hub" and kind_of(data) is Kind.UPLOAD and read(data).sender == LIAR:
             other = key_digest(live.hub._now.cfg, Decryptor(SET).public_key)
-            return changed(data, LIAR, key=other)
+            return carrying(data, LIAR, attached(data), key=other)
         return data
 
     live = Round(edit=edit).play()
@@ -365,11 +396,25 @@ ENVELOPE: Final = {
     "unknown type": lambda data: data[:6] + b"\x00\xff" + data[8:],
     "length 0": lambda data: data[:8] + bytes(4) + data[12:],
     "length 2^32 - 1": lambda data: data[:8] + b"\xff" * 4 + data[12:],
-    "other bit in the ciphertexts": lambda data: (
-        data[:9000] + bytes([data[9000] ^ 1]) + data[9001:]
+    "other bit in the attachment": lambda data: flipped(data, -9000),
+    "last bit of the attachment": lambda data: flipped(data, -1),
+    "other bit in the signature": lambda data: flipped(data, end_of(data) + 63),
+    "no attachment": lambda data: data[: end_of(data) + 64],
+    "attachment twice": lambda data: data + attached(data),
+    "attachment before the signature": lambda data: (
+        data[: end_of(data)] + attached(data) + data[end_of(data) : end_of(data) + 64]
     ),
-    "other bit in the signature": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "attachment of zeros": lambda data: data[: end_of(data) + 64] + bytes(len(attached(data))),
+    "attachment as payload": lambda data: (
+        data[:8] + (len(data) - 76).to_bytes(4, "big") + data[12:]
+    ),
 }
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    out = bytearray(data)
+    out[at] ^= 1
+    return bytes(out)
 
 
 @pytest.mark.parametrize("damage", ENVELOPE.values(), ids=ENVELOPE)
@@ -402,9 +447,11 @@ PAYLOADS: Final = {
     "an array of 2^32 - 1": lambda payload: b"\xdd\xff\xff\xff\xff",
     "bytes of 2^32 - 1": lambda payload: b"\x91\xc6\xff\xff\xff\xff",
     "deeply nested": lambda payload: b"\x91" * 5000,
-    "ciphertexts as text": lambda payload: _last_as(payload, "x" * 100),
-    "ciphertexts as a list": lambda payload: _last_as(payload, [1, 2, 3]),
-    "ciphertexts absent": lambda payload: _last_as(payload, None),
+    "last field as text": lambda payload: _last_as(payload, "x" * 32),
+    "last field as a list": lambda payload: _last_as(payload, [1, 2, 3]),
+    "last field absent": lambda payload: _last_as(payload, None),
+    "last field a byte longer": lambda payload: _last_as(payload, bytes(33)),
+    "the attachment's place taken by a field": lambda payload: _last_as(payload, bytes(SIZE)),
 }
 
 
@@ -426,7 +473,7 @@ def test_a_malformed_payload_under_a_right_signature_is_refused_likewise(
     def edit(live: Round, recipient: str, data: bytes) -> bytes:
         if kind_of(data) is kind and read(data).sender == signer:
             with pytest.raises(RemoteProtocolError) as caught:
-                live.give(recipient, resealed(data, signer, damage(data[12:-64])))
+                live.give(recipient, resealed(data, signer, damage(payload_of(data))))
             errors.append(caught.value)
         return data
 
@@ -441,7 +488,7 @@ def test_an_upload_above_the_frame_limit_is_refused_before_it_is_decoded() -> No
 
     def edit(live: Round, recipient: str, data: bytes) -> bytes:
         if recipient == "hub" and kind_of(data) is Kind.UPLOAD and read(data).sender == LIAR:
-            return resealed(data, LIAR, b"\xc1" * limit)  # 0xc1 is no msgpack at all
+            return resealed(data, LIAR, b"\xc1" * limit, b"")  # 0xc1 is no msgpack at all
         return data
 
     live = Round(edit=edit).play()
@@ -485,7 +532,7 @@ def test_an_agent_cannot_upload_in_anothers_name() -> None:
         nonlocal errors
         if recipient == "hub" and kind_of(data) is Kind.UPLOAD and read(data).sender != LIAR:
             with pytest.raises(AuthenticationFailed):
-                live.give(recipient, resealed(data, LIAR, data[12:-64]))
+                live.give(recipient, resealed(data, LIAR, payload_of(data)))
             errors += 1
         return data
 
@@ -506,8 +553,7 @@ def test_a_malformed_sum_ends_the_key_and_opens_nothing(
 ) -> None:
     def edit(live: Round, recipient: str, data: bytes) -> bytes:
         if kind_of(data) is Kind.SEALED:
-            lie = swap(bytes(read(data).ciphertexts))
-            return changed(data, "hub", ciphertexts=memoryview(lie))
+            return carrying(data, "hub", swap(attached(data)))
         return data
 
     parameters = dataclasses.replace(P, readding=readding)
@@ -540,8 +586,7 @@ def test_nothing_is_encrypted_under_a_malformed_public_key(
 ) -> None:
     def edit(live: Round, recipient: str, data: bytes) -> bytes:
         if recipient in NAMES and kind_of(data) is Kind.CONTEXT:
-            lie = swap(bytes(read(data).public_key))
-            return changed(data, "authority", public_key=memoryview(lie))
+            return carrying(data, "authority", swap(attached(data)))
         return data
 
     live = Round(edit=edit).play()

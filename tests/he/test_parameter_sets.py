@@ -264,8 +264,11 @@ def test_a_modulus_that_is_no_prime_of_the_right_form_and_size_is_refused(
         ({"scale_bits": 36}, "BFV has a plain modulus"),
         ({"kind": "ckks"}, "CKKS a scale"),
         ({"kind": "ckks", "plain_modulus": None}, "CKKS a scale"),
-        ({"max_clients": 1}, "max_clients must be 2 to 64"),
-        ({"max_clients": 65}, "max_clients must be 2 to 64"),
+        ({"max_clients": 1}, "max_clients must be an integer from 2 to 64"),
+        ({"max_clients": 65}, "max_clients must be an integer from 2 to 64"),
+        ({"max_clients": 8.0}, "max_clients must be an integer from 2 to 64"),
+        ({"max_clients": True}, "max_clients must be an integer from 2 to 64"),
+        ({"kind": "bgv"}, "kind must be 'bfv' or 'ckks', got 'bgv'"),
     ],
 )
 def test_other_shapes_are_refused(change: dict[str, Any], message: str) -> None:
@@ -273,6 +276,15 @@ def test_other_shapes_are_refused(change: dict[str, Any], message: str) -> None:
     numbers = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     with pytest.raises(ConfigurationError, match=message):
         ParameterSet(**(numbers | change))
+
+
+def test_a_ckks_scale_at_which_a_sum_overflows_q_is_refused() -> None:
+    """q of 48 bits, sums below 2^10: the scale is 2^37 at most."""
+    base = ParameterSet.named("ckks-4096-add")
+    assert dataclasses.replace(base, scale_bits=37).scale_bits == 37
+    for scale_bits in (38, 40):
+        with pytest.raises(ConfigurationError, match=f"scale_bits = {scale_bits} leaves no room"):
+            dataclasses.replace(base, scale_bits=scale_bits)
 
 
 def test_every_problem_is_reported_with_the_name_of_the_set() -> None:

@@ -92,7 +92,9 @@ class Round:
             vault=lambda: self.vault,
             **common,
         )
-        self.auditor = HEAuditor(identity=WHO["auditor"], **common)
+        self.services: dict[str, KeyAuthority | HEAuditor] = {"authority": self.authority}
+        if self.parameters.readding == "auditor":
+            self.services["auditor"] = HEAuditor(identity=WHO["auditor"], **common)
         self.clients = {
             name: HEClient(identity=WHO[name], journal=MemoryJournal(), **common)
             for name in self.names
@@ -115,7 +117,7 @@ class Round:
             if client.phase is ClientPhase.IDLE:
                 return client.start(data, self.vectors[who], model_digest=MODEL)
             return client.receive(data)
-        party = self.authority if who == "authority" else self.auditor
+        party = self.services[who]
         return party.start(data) if party.phase.value == "idle" else party.receive(data)
 
     def play(self, lost: Callable[[Outgoing], bool] = lambda message: False) -> Round:
@@ -246,7 +248,7 @@ def cohorts(draw: st.DrawFn) -> HEParameters:
     most = HEParameters(vector_length=1, **numbers).value_bits
     bits = draw(st.one_of(st.just(most), st.integers(1, most)))
     one = HEParameters(vector_length=1, value_bits=bits, **numbers)
-    slots, lanes = one.parameter_set.slots, one.lanes
+    slots, lanes = one.slots_per_ciphertext, one.lanes
     around = (1, lanes, slots, lanes * slots)
     length = draw(st.sampled_from(around)) + draw(st.integers(-1, 2))
     return HEParameters(vector_length=max(1, length), value_bits=bits, **numbers)
@@ -397,7 +399,7 @@ def _in_disorder(live: Round, steps: list[tuple[str, int]]) -> bool:
             waiting += live.hub.close_phase()
         elif action == "echo" and carried:  # an old frame to anybody
             old = carried[number % len(carried)]
-            everybody = (*live.clients, "hub", "authority", "auditor")
+            everybody = (*live.clients, "hub", *live.services)
             give(Outgoing(everybody[number % len(everybody)], old.data))
         elif waiting and action == "drop" and number % 3 == 0:
             waiting.pop(number % len(waiting))

@@ -36,6 +36,7 @@ from privfedrl.he import (
     LocalVault,
     read_config,
 )
+from privfedrl.he.digests import commitment, key_digest, sealed_digest, sum_digest
 from privfedrl.he.frames import Kind, frame_limit, peek
 from privfedrl.he.uploads import UploadSum
 from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
@@ -177,6 +178,19 @@ def corpus(golden: Live) -> tuple[bytes, ...]:
     return tuple(sorted({*golden.frames(), *other.frames(), record}))
 
 
+def end_of(data: bytes | bytearray) -> int:
+    """Where the signed part of a frame ends: 64 bytes of signature follow, then an attachment."""
+    return 12 + int.from_bytes(data[8:12], "big")
+
+
+def payload_of(data: bytes) -> bytes:
+    return data[12 : end_of(data)]
+
+
+def attached(data: bytes) -> bytes:
+    return data[end_of(data) + 64 :]
+
+
 # an attacker without a key: no signature survives
 
 
@@ -215,15 +229,27 @@ def _length_field(rng: random.Random, data: bytearray) -> bytearray:
 
 def _declared(rng: random.Random, data: bytearray) -> bytearray:
     """A msgpack header that promises up to 2^32 - 1 elements or bytes."""
-    at = 12 + int(rng.random() * max(1, min(200, len(data) - 12)))
+    at = 12 + int(rng.random() * max(1, end_of(data) - 17))
     data[at : at + 5] = rng.choice((0xDD, 0xDF, 0xC6, 0xDB, 0xC9)).to_bytes(1, "big") + b"\xff" * 4
-    return _sized(data)
+    return data
+
+
+def _attachment(rng: random.Random, data: bytearray) -> bytearray:
+    """Another attachment behind an honest signature: cut, longer, changed, or where none may be."""
+    start = end_of(data) + 64
+    attached = data[start:]
+    if attached and rng.random() < 0.5:
+        data[start + int(rng.random() * len(attached))] ^= 1 << rng.randrange(8)
+        return data
+    other = (b"", attached[:-1], attached + b"\0", attached * 2, bytes(len(attached) or 1))
+    return data[:start] + rng.choice(other)
 
 
 def _nest(rng: random.Random, data: bytearray) -> bytearray:
     depth = rng.randint(2, 600)
-    data[12 : len(data) - 64] = rng.choice((b"\x91", b"\x81\x01", b"\xdd\0\0\0\1")) * depth
-    return _sized(data)
+    nested = rng.choice((b"\x91", b"\x81\x01", b"\xdd\0\0\0\1")) * depth
+    rest = data[end_of(data) :]
+    return data[:8] + len(nested).to_bytes(4, "big") + nested + rest
 
 
 def _noise(rng: random.Random, data: bytearray) -> bytearray:
@@ -231,24 +257,18 @@ def _noise(rng: random.Random, data: bytearray) -> bytearray:
     return data
 
 
-def _sized(data: bytearray) -> bytearray:
-    """The length field made right, so that the decoder is reached."""
-    data[8:12] = max(0, len(data) - 76).to_bytes(4, "big")
-    return data
-
-
 _KINDS: Final = (
     *(_flip, _flip, _edit_head, _edit_head, _truncate, _extend, _type_field),
-    *(_length_field, _declared, _nest, _noise),
+    *(_length_field, _declared, _nest, _noise, _attachment),
 )
 
 
 def _swap_fields(rng: random.Random, data: bytes, other: bytes) -> bytes:
     """A field of another frame, of another round, key or kind, under the old signature."""
-    fields, foreign = (msgspec.msgpack.decode(one[12:-64]) for one in (data, other))
+    fields, foreign = (msgspec.msgpack.decode(payload_of(one)) for one in (data, other))
     fields[rng.randrange(len(fields))] = rng.choice(foreign)
     payload = msgspec.msgpack.encode(fields)
-    return data[:8] + len(payload).to_bytes(4, "big") + payload + data[-64:]
+    return data[:8] + len(payload).to_bytes(4, "big") + payload + data[end_of(data) :]
 
 
 def forgeries(
@@ -276,19 +296,40 @@ def forgeries(
 # an attacker with an agent's key
 
 
-def resigned(kind: int, payload: bytes, signer: str) -> bytes:
-    """Any payload of any kind under a right signature."""
+def resigned(kind: int, payload: bytes, signer: str, attachment: bytes = b"") -> bytes:
+    """Any payload of any kind under a right signature, before any attachment."""
     name = Kind(kind).label if kind in set(Kind) else "commit"
     head = b"PFHE\x01\x01" + kind.to_bytes(2, "big") + len(payload).to_bytes(4, "big")
     signed = label(f"he-{name}") + hashlib.sha256(head + payload).digest()
-    return head + payload + WHO[signer].sign(signed)
+    return head + payload + WHO[signer].sign(signed) + attachment
+
+
+def pins(kind: int, fields: list[Any], attachment: bytes) -> list[Any]:
+    """The fields, one of them the digest of the attachment, as an honest signer's are."""
+    at = {Kind.CONTEXT: 2, Kind.UPLOAD: 5, Kind.SEALED: 8, Kind.OPENING: 5}.get(Kind(kind))
+    if at is None or len(fields) <= at:
+        return fields
+    cfg, key, sender = fields[1:4]
+    # some fields are such that there is no digest of them
+    with contextlib.suppress(TypeError, AttributeError, UnicodeError):
+        fields[at] = {
+            Kind.CONTEXT: lambda: key_digest(cfg, attachment),
+            Kind.UPLOAD: lambda: commitment(cfg, key, sender, attachment),
+            Kind.SEALED: lambda: sealed_digest(cfg, key, attachment),
+            Kind.OPENING: lambda: sum_digest(cfg, attachment),
+        }[Kind(kind)]()
+    return fields
+
+
+def _strange_bytes(rng: random.Random, value: bytes) -> bytes:
+    changed = bytes(_flip(rng, bytearray(value or b"\0")))
+    return rng.choice((changed, value[:-1], value + b"\0", bytes(len(value)), value[:1]))
 
 
 def _strange(rng: random.Random, value: Any, depth: int = 0) -> Any:
     """Another value for a field, often of the same type, or anything that msgpack can say."""
     if isinstance(value, bytes) and rng.random() < 0.7:
-        changed = bytes(_flip(rng, bytearray(value or b"\0")))
-        return rng.choice((changed, value[:-1], value + b"\0", bytes(len(value)), value[:1]))
+        return _strange_bytes(rng, value)
     if isinstance(value, list) and value and rng.random() < 0.7:
         at = rng.randrange(len(value))
         one = [*value[:at], _strange(rng, value[at], depth + 1), *value[at + 1 :]]
@@ -309,6 +350,7 @@ def hostile(corpus: tuple[bytes, ...], rng: random.Random, count: int) -> Iterat
     for _ in range(count):
         data = corpus[int(rng.random() * len(corpus))]
         kind, choice = int.from_bytes(data[6:8], "big"), rng.random()
+        attachment = attached(data)
         if choice < 0.2:
             payload = rng.choice(
                 (
@@ -316,22 +358,26 @@ def hostile(corpus: tuple[bytes, ...], rng: random.Random, count: int) -> Iterat
                     b"\xc6\xff\xff\xff\xff",
                     b"\x95" * rng.randint(1, 500),
                     rng.randbytes(rng.randint(0, 300)),
-                    bytes(_flip(rng, bytearray(data[12:-64]))),
+                    bytes(_flip(rng, bytearray(payload_of(data)))),
                 )
             )
         else:
-            fields = msgspec.msgpack.decode(data[12:-64])
-            for _ in range(rng.randint(1, 2)):
+            fields = msgspec.msgpack.decode(payload_of(data))
+            if attachment and rng.random() < 0.5:
+                attachment = _strange_bytes(rng, attachment)
+            for _ in range(rng.randint(0 if attachment else 1, 2)):
                 at = rng.randrange(len(fields))
                 fields[at] = _strange(rng, fields[at])
             if rng.random() < 0.8:  # as far as the sender's field goes it is the signer's own
                 at = 3 if len(fields) > 3 and isinstance(fields[3], str) else 2
                 if len(fields) > at and isinstance(fields[at], str):
                     fields[at] = LIAR
+            if rng.random() < 0.7:  # so that it is not refused for its attachment
+                fields = pins(kind, fields, attachment)
             payload = msgspec.msgpack.encode(fields)
         if rng.random() < 0.1:
             kind = rng.randint(1, 12)
-        yield resigned(kind, payload, LIAR)
+        yield resigned(kind, payload, LIAR, attachment)
 
 
 def is_own_commit(live: Live, data: bytes) -> bool:
@@ -463,13 +509,18 @@ def test_a_second_promise_of_an_agent_costs_nobody_but_itself_its_place(golden: 
 
 
 def _signed_anew(rng: random.Random, data: bytes) -> bytes:
-    """One field changed, under a right signature of the frame's own sender."""
-    fields = msgspec.msgpack.decode(data[12:-64])
+    """One field or the attachment changed, under a right signature of the frame's own sender."""
+    fields, attachment = msgspec.msgpack.decode(payload_of(data)), attached(data)
     sender = next(field for field in fields if isinstance(field, str))
-    at = rng.randrange(1, len(fields))
-    fields[at] = _strange(rng, fields[at])
     kind = int.from_bytes(data[6:8], "big")
-    return resigned(kind, msgspec.msgpack.encode(fields), sender)
+    if attachment and rng.random() < 0.5:
+        attachment = _strange_bytes(rng, attachment)
+    else:
+        at = rng.randrange(1, len(fields))
+        fields[at] = _strange(rng, fields[at])
+    if rng.random() < 0.7:
+        fields = pins(kind, fields, attachment)
+    return resigned(kind, msgspec.msgpack.encode(fields), sender, attachment)
 
 
 def test_whatever_one_party_signs_wrongly_there_is_the_right_sum_or_none() -> None:
@@ -503,11 +554,14 @@ def test_whatever_one_party_signs_wrongly_there_is_the_right_sum_or_none() -> No
     assert min(sums, aborts, refusals) > 5
 
 
-@pytest.mark.parametrize("number", range(10))
-def test_parameters_in_a_strangers_record_cost_little_whatever_they_say(number: int) -> None:
-    """They are read before any signature is; a length of 2^24 bits stands for one of 2^52."""
+@pytest.mark.parametrize("value", [0, 2**24, 2**52, 2**64 - 1])
+@pytest.mark.parametrize("number", range(12))
+def test_parameters_in_a_strangers_record_cost_little_whatever_they_say(
+    number: int, value: int
+) -> None:
+    """They are read before any signature is: nothing is computed with a number out of bounds."""
     data = bytearray(P.canonical_bytes())
-    data[32 + 8 * number : 40 + 8 * number] = (2**24).to_bytes(8, "big")
+    data[32 + 8 * number : 40 + 8 * number] = value.to_bytes(8, "big")
     tracemalloc.start()
     try:
         with contextlib.suppress(ConfigurationError):

@@ -138,7 +138,9 @@ class Participant:
         return found, config_digest(frame.payload)
 
     def _opened(self, config: HEConfig, cfg: bytes, data: bytes) -> None:
-        """The config was accepted."""
+        """The config was accepted, and nobody closed the round meanwhile."""
+        if self._phase is not self.phases["IDLE"]:
+            raise abort(self._abort_code, f"this {self.role} has left the round")
         self._config, self._cfg = config, cfg
         self._slots[Kind.CONFIG] = data
         self._phase = self.transitions[self.phases["IDLE"], Kind.CONFIG]

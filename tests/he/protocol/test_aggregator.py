@@ -17,8 +17,10 @@ from privfedrl.errors import (
     RoundAborted,
 )
 from privfedrl.he import AggregatorPhase, HEParameters, ParameterSet
+from privfedrl.he.agreement import check_roles
 from privfedrl.he.digests import commitment, sealed_digest, sum_digest
 from privfedrl.he.frames import Kind, encode_frame
+from privfedrl.he.residues import pack, unpack
 from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.primitives.random import DeterministicEntropy
 
@@ -68,10 +70,28 @@ def test_a_registry_without_a_needed_role_builds_no_aggregator(
 ) -> None:
     world = make_world(readding=readding, without=(role,))
     if needed:
-        with pytest.raises(ConfigurationError, match=f"must name a {role}"):
+        with pytest.raises(ConfigurationError, match=f"must name one {role}") as caught:
             world.aggregator()
+        assert len(caught.value.problems) == 1
     else:
         assert world.session().run().aggregator.result().survivors == world.names
+
+
+def test_every_role_that_is_missing_is_named(make_world: Any) -> None:
+    """Parameters ask for roles; a registry that has them all passes, whatever else it has."""
+    whole, bare = make_world(), make_world(without=("key-authority", "auditor"))
+    needed = {
+        "key-authority": ["key-authority"],
+        "auditor": ["key-authority", "auditor"],
+        "none": ["key-authority"],
+    }
+    for readding, roles in needed.items():
+        parameters = make_world(readding=readding).parameters
+        check_roles(whole.registry, parameters)
+        with pytest.raises(ConfigurationError) as caught:
+            check_roles(bare.registry, parameters)
+        assert [role for text in caught.value.problems for role in roles if role in text] == roles
+        assert all(text in str(caught.value) for text in caught.value.problems)
 
 
 @pytest.mark.parametrize("extra", [1, 2])
@@ -98,7 +118,7 @@ def test_one_more_client_than_the_set_allows_is_no_set_of_parameters() -> None:
         }
         most = chosen.max_clients
         assert HEParameters(num_clients=most, threshold=most, **given).num_clients == most
-        with pytest.raises(ConfigurationError, match="num_clients must be <="):
+        with pytest.raises(ConfigurationError, match="num_clients must be"):
             HEParameters(num_clients=most + 1, threshold=most, **given)
 
 
@@ -336,6 +356,47 @@ def test_a_bad_context_is_refused_and_the_good_one_still_counts(
     assert session.aggregator.result().survivors == world.names
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda key: b"\xff" * len(key),
+        lambda key: key[:-1],
+        lambda key: key + b"\0",
+        lambda key: b"",
+        lambda key: key[: len(key) // 2],
+    ],
+    ids=["not below the primes", "short", "long", "empty", "half"],
+)
+def test_a_public_key_that_is_none_of_these_parameters_reaches_no_agent(
+    world: Any, spoil: Any
+) -> None:
+    """Signed and pinned by the authority itself; without this, every agent would end its round."""
+    session = world.session()
+    honest = session.intercept("coordinator", Kind.CONTEXT)
+    bad = world.forge(honest, attachment=spoil(world.attachment(honest)))
+    with pytest.raises(RemoteProtocolError, match=r"(below its prime|must be)"):
+        session.aggregator.receive(bad)
+    assert session.aggregator.phase is AggregatorPhase.COLLECT_CONTEXT
+    assert session.aggregator.waiting_for == ("key-authority",)
+    session.queue += session.aggregator.receive(honest)
+    session.run()
+    assert (session.aggregator.result().vector == world.ideal(world.names)).all()
+
+
+def test_one_residue_of_the_public_key_at_its_prime_is_noticed(world: Any) -> None:
+    session = world.session()
+    honest = session.intercept("coordinator", Kind.CONTEXT)
+    chosen = world.parameters.parameter_set
+    residues = unpack(world.attachment(honest), chosen.primes, chosen.degree, 1).copy()
+    residues[0, 1, -1, -1] = chosen.primes[-1]
+    spoilt = pack(residues, chosen.primes)
+    with pytest.raises(RemoteProtocolError, match="below its prime"):
+        session.aggregator.receive(world.forge(honest, attachment=spoilt))
+    residues[0, 1, -1, -1] -= np.uint64(1)
+    passed = world.forge(honest, attachment=pack(residues, chosen.primes))
+    assert len(session.aggregator.receive(passed)) == world.n
+
+
 def test_a_context_after_the_rounds_time_is_refused(world: Any) -> None:
     session = world.session()
     honest = session.intercept("coordinator", Kind.CONTEXT)
@@ -526,12 +587,14 @@ def test_a_ledger_that_refuses_ends_the_round_and_nothing_is_asked(
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"L" * 31, b"L" * 33, None, "L" * 32],
-    ids=["empty", "short", "long", "none", "text"],
+    [b"", b"L" * 31, b"L" * 33, None, "L" * 32, bytes(32)],
+    ids=["empty", "short", "long", "none", "text", "zeros"],
 )
-def test_nothing_is_asked_without_a_ledger_head_of_32_bytes(world: Any, head: Any) -> None:
-    session = world.session(aggregator_changes={"before_open": lambda names: head}, tolerant=True)
-    session.run()
+def test_nothing_is_asked_without_the_head_of_a_ledger(world: Any, head: Any) -> None:
+    """32 bytes that name an entry; zeros name none."""
+    session = world.session(aggregator_changes={"before_open": lambda names: head})
+    with pytest.raises(LocalProtocolError, match="before_open must give the 32 bytes"):
+        session.run()
     assert not [out for out in session.carried if out.data[7] == Kind.SEALED]
     assert session.aggregator.phase is AggregatorPhase.ABORTED
 
@@ -541,10 +604,14 @@ def test_giving_up_from_the_ledger_hook_asks_for_nothing(world: Any) -> None:
         session.aggregator.abort()
         return b"L" * 32
 
-    session = world.session(aggregator_changes={"before_open": charge}, tolerant=True)
-    session.run()
-    assert not [out for out in session.carried if out.data[7] == Kind.SEALED]
+    session = world.session(aggregator_changes={"before_open": charge})
+    with pytest.raises(LocalProtocolError):
+        session.run()
+    assert not [out for out in session.queue if out.data[7] == Kind.SEALED]
     assert session.aggregator.phase is AggregatorPhase.ABORTED
+    assert session.aggregator._uploads is None
+    with pytest.raises(RoundAborted):
+        session.aggregator.result()
 
 
 # -- attestation and opening
@@ -612,6 +679,33 @@ def test_an_opening_that_its_receipt_does_not_pin_is_refused(world: Any, index: 
     assert session.aggregator.phase is AggregatorPhase.COLLECT_OPENING
     with pytest.raises(LocalProtocolError):
         session.aggregator.result()
+    session.queue += session.aggregator.receive(honest)
+    session.run()
+    assert (session.aggregator.result().vector == world.ideal(world.names)).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda words: b"",
+        lambda words: words[:-1],
+        lambda words: words[:-4],
+        lambda words: words + b"\0",
+        lambda words: words + bytes(4),
+        lambda words: words * 2,
+    ],
+)
+def test_a_sum_of_another_length_is_refused_although_its_receipt_pins_it(
+    world: Any, change: Any
+) -> None:
+    """The authority is consistent with itself, but not with the parameters."""
+    session = world.session()
+    honest = session.intercept("coordinator", Kind.OPENING)
+    other = change(world.attachment(honest))
+    receipt = world.forge(world.parse(honest).receipt, total=sum_digest(session.cfg, other))
+    with pytest.raises(RemoteProtocolError, match=r"(another length|must be <=)"):
+        session.aggregator.receive(world.forge(honest, attachment=other, receipt=receipt))
+    assert session.aggregator.phase is AggregatorPhase.COLLECT_OPENING
     session.queue += session.aggregator.receive(honest)
     session.run()
     assert (session.aggregator.result().vector == world.ideal(world.names)).all()

@@ -62,7 +62,7 @@ def test_there_is_no_auditor_where_the_parameters_ask_for_none(
     make_world: Any, readding: str
 ) -> None:
     world = make_world(readding=readding)
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="readding must be 'auditor' for an auditor"):
         world.auditor()
 
 

@@ -116,7 +116,7 @@ BAD_CONFIGS: list[tuple[Callable[[Any], dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize("name", [NAME, "key-authority", "auditor"])
 @pytest.mark.parametrize("index", range(len(BAD_CONFIGS)))
-def test_an_authentic_config_that_is_not_the_pinned_one_ends_the_round(
+def test_an_authentic_config_that_is_not_the_pinned_one_ends_the_round_for_good(
     make_world: Any, index: int, name: str
 ) -> None:
     world = make_world(readding="auditor")
@@ -125,7 +125,13 @@ def test_an_authentic_config_that_is_not_the_pinned_one_ends_the_round(
     with pytest.raises(RoundAborted) as caught:
         session.begin(name, world.forge(session.config, **changes(world)))
     assert caught.value.code == code
+    assert session.parts[name].phase.name == "ABORTED"
+    with pytest.raises(RoundAborted, match=f"^{code}: "):
+        session.parts[name].receive(session.config)
+    with pytest.raises(LocalProtocolError, match="start must come first"):
+        session.begin(name, session.config)
     assert world.vaults == []
+    assert world.log == []
 
 
 @pytest.mark.parametrize("name", [NAME, "key-authority", "auditor"])
@@ -221,6 +227,7 @@ def test_nobody_joins_a_round_outside_its_own_or_the_coordinators_validity(
     with pytest.raises(RoundAborted) as caught:
         part.start(config, **vector)
     assert caught.value.code == "UnknownIdentity"
+    assert part.phase.name == "ABORTED"
     assert world.vaults == []
 
 
@@ -561,9 +568,12 @@ def test_a_hook_that_leaves_the_round_keeps_the_vector_in(world: Any) -> None:
     context = session.intercept(NAME, Kind.CONTEXT)
     session.queue += client.receive(context)
     roster = session.intercept(NAME, Kind.ROSTER)
-    with pytest.raises(RoundAborted):
-        client.receive(roster)
+    for _ in range(2):
+        with pytest.raises(RoundAborted, match="Deadline: this agent has left the round"):
+            client.receive(roster)
     assert_gone(client, world, session.carried)
+    with pytest.raises(LocalProtocolError, match="not newer"):  # the attempt stays spent
+        world.journals[NAME].spend_masked(session.task, 1, 0)
 
 
 def test_a_journal_that_cannot_record_keeps_the_vector_in(world: Any, tmp_path: Path) -> None:

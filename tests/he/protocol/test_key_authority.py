@@ -180,6 +180,18 @@ def test_a_vault_that_fails_at_the_decryption_ends_the_round_without_the_key(wor
     assert meets(session, Kind.SEALED, lambda data: data, recorded=True) == "VaultFault"
 
 
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b""])
+def test_a_sum_of_another_length_is_never_charged(make_world: Any, change: Any) -> None:
+    """Nobody re-adds here; it is refused before journal, ledger and vault."""
+    world = make_world(readding="none")
+
+    def forge(data: bytes) -> bytes:
+        return bytes(world.forge(data, attachment=change(world.attachment(data))))
+
+    assert meets(world.session(), Kind.SEALED, forge) == "Malformed"
+    assert world.log == ["masked", "open", "destroy"]
+
+
 def test_what_the_vault_says_of_the_ciphertexts_ends_the_round(world: Any) -> None:
     def make() -> Any:
         error = RemoteProtocolError("a residue must be below its prime")
@@ -590,11 +602,11 @@ def test_a_ledger_error_with_an_odd_code_means_no_key_either(world: Any) -> None
     [b"", b"a" * 31, b"a" * 33, None, "a" * 32, bytes(32)],
     ids=["empty", "short", "long", "none", "text", "zeros"],
 )
-def test_nothing_is_decrypted_without_a_ledger_head_of_32_bytes(world: Any, head: Any) -> None:
+def test_nothing_is_decrypted_without_the_head_of_a_ledger(world: Any, head: Any) -> None:
     """Else the one decryption is spent and its receipt can be read by nobody, or names nothing."""
     session = world.session(authority_changes={"before_decrypt": lambda config, names: head})
     frame = session.intercept("key-authority", Kind.SEALED)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(LocalProtocolError, match="before_decrypt must give the 32 bytes"):
         session.authority.receive(frame)
     assert_nothing_opened(session, recorded=True)
 
@@ -615,16 +627,22 @@ def test_the_ledger_is_told_the_round_and_the_contributors(world: Any) -> None:
     assert session.authority.result().contributors == world.members(left)
 
 
-def test_closing_the_authority_from_its_own_ledger_hook_means_no_decryption(world: Any) -> None:
+@pytest.mark.parametrize("readding", MODES)
+def test_closing_the_authority_from_its_own_ledger_hook_means_no_decryption(
+    make_world: Any, readding: str
+) -> None:
     def close(config: Any, names: tuple[str, ...]) -> bytes:
         session.authority.close_phase()
         return b"a" * 32
 
+    world = make_world(readding=readding)
     session = world.session(authority_changes={"before_decrypt": close})
     frame = session.intercept("key-authority", Kind.SEALED)
     with pytest.raises(ProtocolError):
         session.authority.receive(frame)
     assert_nothing_opened(session, recorded=True)
+    with pytest.raises(RoundAborted):
+        session.authority.receive(frame)
 
 
 def test_an_opening_that_was_recorded_but_not_made_stays_spent(world: Any, tmp_path: Path) -> None:
@@ -730,7 +748,9 @@ def test_no_key_is_made_for_a_round_whose_time_is_over(make_world: Any) -> None:
     world.now += 61
     with pytest.raises(RoundAborted, match="ContextExpired"):
         session.begin("key-authority", session.config)
+    assert session.authority.phase is AuthorityPhase.ABORTED
     assert world.vaults == []
+    assert world.log == []  # the attempt is not spent either
 
 
 # -- overflow
@@ -794,10 +814,69 @@ def test_a_bfv_slot_that_no_honest_uploads_can_sum_to_is_noticed(
     assert caught.value.code == "SumMismatch"
 
 
-def test_an_unused_lane_at_the_vectors_end_is_noticed() -> None:
+@pytest.mark.parametrize("value", [1, 0xFFFF, MOST])
+def test_an_unused_lane_at_the_vectors_end_is_noticed(value: int) -> None:
     """Seven coordinates in four slots of two lanes: lane 1 of slot 3 belongs to nobody."""
+    check_range(slots_of(BFV, {3: value}), BFV, 3)
     with pytest.raises(RoundAborted):
-        check_range(slots_of(BFV, {3: 1 << 18}), BFV, 3)
+        check_range(slots_of(BFV, {3: value << 18}), BFV, 3)
+
+
+@pytest.mark.parametrize("length", range(1, 14))
+def test_a_number_is_let_through_only_where_a_coordinate_lies(length: int) -> None:
+    """Every lane of every slot that a vector fills, and the slots behind: four lanes of 10 bits."""
+    parameters = parameters_of(vector_length=length, value_bits=8)
+    assert (parameters.lanes, parameters.lane_bits) == (4, 10)
+    for slot in (*range(parameters.slots + 1), 4094, 4095):
+        for lane in range(parameters.lanes):
+            slots = slots_of(parameters, {slot: 1 << (10 * lane)})
+            if slot < parameters.slots and lane * parameters.slots + slot < length:
+                check_range(slots, parameters, 3)
+                continue
+            with pytest.raises(RoundAborted) as caught:
+                check_range(slots, parameters, 3)
+            assert caught.value.code == "SumMismatch"
+
+
+FULL = {"vector_length": 2 * 2 * 4095}
+
+
+def test_the_last_slot_of_every_bfv_ciphertext_is_empty_and_must_stay_so() -> None:
+    """Two ciphertexts that the vector fills to the last lane."""
+    parameters = parameters_of(**FULL)
+    assert (parameters.ciphertexts, parameters.slots_per_ciphertext) == (2, 4095)
+    everywhere = np.full(4 * 4095, 0xFFFF, dtype=np.uint32)
+    filled = parameters.to_slots(everywhere)
+    check_range(filled, parameters, 3)
+    assert (filled[:, :4095] == 0xFFFF | 0xFFFF << 18).all()
+    for ciphertext in range(2):
+        for value in (1, MOST, 1 << 18, 1 << 43):
+            slots = filled.copy()
+            slots[ciphertext, 4095] = value
+            with pytest.raises(RoundAborted) as caught:
+                check_range(slots, parameters, 3)
+            assert caught.value.code == "SumMismatch"
+
+
+@pytest.mark.parametrize("length", [1, 7, 4 * 4095])
+def test_a_constant_that_is_added_to_all_slots_alike_is_noticed(length: int) -> None:
+    """What a coefficient of the key would do: in range wherever a coordinate lies, but for one."""
+    parameters = parameters_of(vector_length=length)
+    for ciphertext in range(parameters.ciphertexts):
+        for constant in (1, 2, 0xFFFF):
+            slots = slots_of(parameters, {})
+            slots[ciphertext] += np.uint64(constant)
+            with pytest.raises(RoundAborted) as caught:
+                check_range(slots, parameters, 3)
+            assert caught.value.code == "SumMismatch"
+
+
+def test_a_ckks_vector_uses_every_slot() -> None:
+    """There is no empty slot that would tell: a perturbation can be as small as one likes."""
+    chosen = ParameterSet.named("ckks-4096-add")
+    parameters = parameters_of(vector_length=2048, parameter_set=chosen)
+    assert (parameters.ciphertexts, parameters.slots_per_ciphertext) == (1, 2048)
+    check_range(slots_of(parameters, {2047: -1}), parameters, 3)
 
 
 @pytest.mark.parametrize(
@@ -908,14 +987,33 @@ def test_a_client_that_encrypts_out_of_range_slots_ends_the_round(
 ) -> None:
     world = make_world(length=7, readding=readding, settings={"value_bits": 16})
     session = cheated(world, monkeypatch, changes)
+    assert meets_after_charge(session) == "SumMismatch"
+
+
+@pytest.mark.parametrize(
+    ("length", "changes"),
+    [(2 * 4095, {4095: 1}), (2 * 4095, {4095: 1 << 19}), (7, {3: 1 << 19}), (1, {0: 1 << 19})],
+    ids=["the empty slot", "its upper lane", "the unused top lane", "all of the top lane"],
+)
+def test_a_client_that_encrypts_into_what_stays_empty_ends_the_round(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch, length: int, changes: dict[int, int]
+) -> None:
+    world = make_world(length=length, settings={"value_bits": 16})
+    session = cheated(world, monkeypatch, changes)
+    assert meets_after_charge(session) == "SumMismatch"
+
+
+def meets_after_charge(session: Any) -> str:
+    """Show the authority the honest sum; it is charged, opened, and shown to nobody."""
     frame = session.intercept("key-authority", Kind.SEALED)
     with pytest.raises(RoundAborted) as caught:
         session.authority.receive(frame)
-    assert caught.value.code == "SumMismatch"
+    assert session.world.log[-2:] == ["decrypt", "destroy"]
     assert session.authority.phase is AuthorityPhase.ABORTED
-    assert not any(vault.alive for vault in world.vaults)
+    assert not any(vault.alive for vault in session.world.vaults)
     with pytest.raises(RoundAborted):
         session.authority.result()
+    return str(caught.value.code)
 
 
 def test_a_client_that_claims_what_all_together_might_have_is_not_noticed(
@@ -988,3 +1086,42 @@ def test_what_is_about_another_round_or_key_does_no_harm(
     session.queue.insert(0, Outgoing("key-authority", frame))
     session.run()
     assert session.aggregator.result().survivors == world.names
+
+
+@pytest.mark.parametrize("where", ["clock", "journal", "make", "open"])
+def test_an_authority_that_is_closed_while_it_starts_has_left_and_holds_no_key(
+    world: Any, where: str
+) -> None:
+    """ABORTED is final: also where a handler of the caller's closes it while the child starts."""
+
+    def close(step: str) -> None:
+        if step == where:
+            session.authority.close_phase()
+
+    class Journal(type(world.journals["key-authority"])):  # type: ignore[misc]
+        def spend_masked(self, *point: Any) -> None:
+            super().spend_masked(*point)
+            close("journal")
+
+    class Closing(LocalVault):
+        def open(self, parameters: Any) -> bytes:
+            public_key = super().open(parameters)
+            close("open")
+            return public_key
+
+    def make() -> LocalVault:
+        world.vaults.append(Closing())
+        close("make")
+        return world.vaults[-1]
+
+    def clock() -> int:
+        close("clock")
+        return int(world.now)
+
+    changes = {"journal": Journal(world.log), "vault": make, "clock": clock}
+    session = world.session(authority_changes=changes)
+    with pytest.raises(ProtocolError):
+        session.begin("key-authority", session.config)
+    assert session.authority.phase is AuthorityPhase.ABORTED
+    assert session.authority._vault is None
+    assert not any(vault.alive for vault in world.vaults)

@@ -457,5 +457,5 @@ def test_a_receipt_without_a_ledger_entry_of_the_authority_is_refused(
     """A head of zeros stands for no entry: the opening would have been charged to nobody."""
     session, transcript = rounds["key-authority"][0]
     receipt = session.world.forge(transcript.body.receipt, ledger_head=bytes(32))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(RemoteProtocolError, match="charged no ledger"):
         changed(session.world, transcript, receipt=receipt).verify(session.world.registry)
