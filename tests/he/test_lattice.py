@@ -592,6 +592,13 @@ def test_a_header_that_seal_would_not_write_is_refused(place: int) -> None:
         lattice._inflate(bytes(data), most=8)
 
 
+@pytest.mark.parametrize("data", [b"", bytes(15)])
+def test_a_file_in_which_seal_has_left_no_header_is_a_typed_error(data: bytes) -> None:
+    """As where there is no room for it."""
+    with pytest.raises(ConfigurationError, match="SEAL wrote nothing"):
+        lattice._inflate(data, most=100)
+
+
 def test_an_object_larger_than_its_parameters_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="larger object"):
         lattice._inflate(lattice._header(9) + bytes(9), most=8)
