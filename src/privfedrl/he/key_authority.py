@@ -150,7 +150,7 @@ class KeyAuthority(Participant):
     def _on_proposal(self, frame: Frame) -> list[Outgoing]:
         """Fix who contributes what, once, before any ciphertext has left an agent."""
         message: Proposal = frame.message
-        commits = [self._read_commit(frame) for frame in message.commits]
+        commits = [self._read_commit(data) for data in message.commits]
         names = [commit.sender for commit in commits]
         if names != sorted(set(names)):
             raise abort(AbortCode.ROSTER_MISMATCH, "commits must be sorted, one per agent")
