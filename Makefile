@@ -77,4 +77,4 @@ kit-flower:
 	$(FLOWER)/bin/python audits/flower/run.py --out audits/reports
 
 clean:
-	rm -rf $(VENV) $(FLOWER) runs .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .kit-tests.log
+	rm -rf $(VENV) $(FLOWER) runs .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

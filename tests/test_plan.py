@@ -639,10 +639,9 @@ def test_every_way_to_sum_and_to_re_add_has_a_digest_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", ["pairwise", "none"])
 def test_an_option_of_encryption_is_refused_where_it_would_do_nothing(kind: str) -> None:
-    for given in ({"readding": "auditor"}, {"parameter_set": "bfv-4096-std"}):
-        (name,) = given
+    for name, value in (("readding", "auditor"), ("parameter_set", "bfv-4096-std")):
         with pytest.raises(ConfigurationError, match=rf"protection\.{name} is for kinds 'bfv'"):
-            tiny(protection={"kind": kind, **given})
+            tiny(protection={"kind": kind, name: value})
 
 
 @pytest.mark.parametrize(
