@@ -301,7 +301,7 @@ def test_a_child_that_does_not_answer_in_time_is_ended() -> None:
 
 
 def test_a_child_without_memory_for_a_key_aborts_the_round() -> None:
-    # less than it has used when the limit is set: it fails, or turns in circles until its time is up
+    # less than it has used when the limit is set: it fails, or spins until its time is up
     one = Vault(memory_bytes=2**20, timeout_s=3.0)
     with vault_fault():
         one.open(STD)
