@@ -71,7 +71,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def decryptors() -> list[object]:
     gc.collect()
-    return [found for found in gc.get_objects() if type(found) is Decryptor]
+    there = [found for found in gc.get_objects() if type(found) is Decryptor]
+    return [found for found in there if not any(found is one for one in _OTHERS)]
+
+
+_OTHERS: list[Decryptor] = []
+"""Those of other tests of this process, which share theirs."""
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_decryptors_of_other_tests() -> Iterator[None]:
+    gc.collect()
+    _OTHERS[:] = [found for found in gc.get_objects() if type(found) is Decryptor]
+    yield
+    _OTHERS.clear()
 
 
 @contextlib.contextmanager
