@@ -1,8 +1,8 @@
 """One agent: private experience in, protected bytes out.
 
-Guarantee: the only data-dependent bytes that leave an agent are its masked vector (clipped,
-rotated, rounded, noised) and shares of one-time masks, and the agent's own ledger holds a durable
-charge before the masked vector leaves. An environment that fails contributes zeros and a noise
+Guarantee: the only data-dependent bytes that leave an agent are its masked or encrypted vector
+(clipped, rotated, rounded, noised) and shares of one-time masks, and the agent's own ledger holds a
+durable charge before the vector leaves. An environment that fails contributes zeros and a noise
 share, so that nobody can tell; the fault stays in ``agent.fault``.
 """
 
@@ -111,7 +111,7 @@ class Agent:
         return self._client is None or self._client.finished
 
     def start(self, broadcast: bytes) -> list[Outgoing]:
-        """Verify the opening of a round, collect fresh trajectories, advertise keys.
+        """Verify the opening of a round, collect fresh trajectories, join the round.
 
         Raises:
             LocalProtocolError: a round is in progress.

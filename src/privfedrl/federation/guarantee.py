@@ -236,7 +236,7 @@ def _mechanism(setup: RoundSetup) -> MechanismField:
         noise_added=noisy,
         clip_norm=setup.total_clip,
         noise_multiplier=setup.noise_multiplier if noisy else _NONE,
-        noise_location="a share at every agent, before masking" if noisy else _NONE,
+        noise_location="a share at every agent, before its vector is protected" if noisy else _NONE,
         noise_shares=f"sized so that {plan.honest_floor} honest survivors carry the claim"
         if noisy
         else _NONE,
