@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from privfedrl.parties.binding import digest
-from privfedrl.parties.frames import HEADER_BYTES
+from privfedrl.parties.frames import HEADER_BYTES, Wire
 from privfedrl.secagg import client as client_module
 from privfedrl.secagg import messages as messages_module
 from privfedrl.secagg import server as server_module
@@ -95,17 +95,17 @@ def _any_round(payload: bytes) -> bytes:
     return digest("config", config.plan_digest, config.model_digest)
 
 
-def _raw_decode(kind: MessageType, payload: bytes) -> Any:
-    return messages_module._WIRE.decode(kind, payload)
+def _raw_decode(self: Any, kind: MessageType, payload: bytes) -> Any:
+    return self._decoders[kind].decode(payload)
 
 
 def _reserve(old: Any) -> Any:
-    def split(data: bytes, *given: Any) -> Any:
+    def split(self: Any, data: bytes, *given: Any) -> Any:
         if isinstance(data, bytes) and len(data) >= HEADER_BYTES:
             announced = int.from_bytes(data[8:12], "big")
             room = bytearray(min(announced, 1 << 26))
             del room
-        return old(data, *given)
+        return old(self, data, *given)
 
     return split
 
@@ -172,14 +172,14 @@ SERVER_MUTANTS: Final = (
         "the decoder's own errors get through",
         "a KeyError that ends the server; attack A16",
         ("A16-hostile", "A16-damaged"),
-        Patch(messages_module, "_decode", always(_raw_decode)),
+        Patch(Wire, "decode", always(_raw_decode)),
     ),
     seeded(
         "believed-length",
         "as much memory is reserved as a header announces",
         "decompression bombs; attack A16",
         ("A16-memory",),
-        Patch(messages_module, "_split", _reserve),
+        Patch(Wire, "split", _reserve),
     ),
     seeded(
         "noted-before-checked",
