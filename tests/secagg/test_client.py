@@ -924,3 +924,31 @@ def test_keys_are_forgotten_as_soon_as_they_have_been_used(world: Any) -> None:
     session.run()
     assert all(not client._held_shares for client in session.clients.values())
     assert all(client.phase is ClientPhase.DONE for client in session.clients.values())
+
+
+@pytest.mark.parametrize("how", ["closes", "raises"])
+def test_a_hook_that_ends_the_round_keeps_the_vector_in(world: Any, how: str) -> None:
+    """It may close the round itself, or raise an error whose code is anything at all."""
+
+    def hook() -> None:
+        if how == "closes":
+            client.close_phase()
+            return
+        error = ValueError("of the caller")
+        error.code = ["not", "hashable"]  # type: ignore[attr-defined]
+        raise error
+
+    session = world.session()
+    client = session.clients[NAME]
+    config = session.out[0].data
+    session.out = [out for out in session.out if out.recipient != NAME]
+    session.server.receive(
+        client.start(config, world.vectors[NAME], model_digest=MODEL, before_release=hook)[0].data
+    )
+    session.step()
+    session.step()
+    expected = RoundAborted if how == "closes" else ValueError
+    with pytest.raises(expected):
+        client.receive(next(out.data for out in session.out if out.recipient == NAME))
+    assert client.phase is ClientPhase.ABORTED
+    assert client._held_shares == {}
