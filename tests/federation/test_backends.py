@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError, RoundAborted
-from privfedrl.federation.backends import Capabilities, Homomorphic, Opening, Pairwise
+from privfedrl.federation.backends import Capabilities, Homomorphic, Opening, Pairwise, Standing
 from privfedrl.federation.broadcast import unpack_broadcast
 from privfedrl.federation.setup import round_setup
 from privfedrl.he import HEAggregator, HEClient, HEConfig
@@ -44,30 +44,31 @@ class Parties:
         self.registry = Registry(
             one.entry(roles.get(name, "agent")) for name, one in self.identities.items()
         )
+        self.digest = plan.digest
         self.common: dict[str, Any] = {"registry": self.registry, "plan_digest": plan.digest}
 
-    def open(self, backend: Any, *, settle: Callable[[int], bytes] = lambda _: b"h" * 32) -> Any:
-        return backend.open(
-            OPENING,
-            identity=self.identities["coordinator"],
-            entropy=DeterministicEntropy(b"seed"),
+    def standing(self, name: str, seed: bytes) -> Standing:
+        return Standing(
+            identity=self.identities[name],
+            registry=self.registry,
+            plan_digest=self.digest,
+            entropy=DeterministicEntropy(seed),
             clock=system_clock,
-            settle=settle,
-            **self.common,
         )
+
+    def open(self, backend: Any, *, settle: Callable[[int], bytes] = lambda _: b"h" * 32) -> Any:
+        return backend.open(OPENING, who=self.standing("coordinator", b"seed"), settle=settle)
 
     def join(self, backend: Any, config: bytes, vector: Any, **changes: Any) -> Any:
         given = {
-            "identity": self.identities["agent-000"],
+            "who": self.standing("agent-000", b"agent"),
             "journal": MemoryJournal(),
-            "entropy": DeterministicEntropy(b"agent"),
-            "clock": system_clock,
             "edges": OwnEdges(),
             "received_at": system_clock(),
             "model_digest": OPENING.model_digest,
             "before_release": lambda: None,
         }
-        return backend.join(config, vector, **(self.common | given | changes))
+        return backend.join(config, vector, **(given | changes))
 
 
 def backend_of(plan: Plan) -> Any:

@@ -9,6 +9,7 @@ process of their own: they are why none of its bytes is ever taken from a peer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import struct
 import subprocess
@@ -56,17 +57,22 @@ from privfedrl.he.lattice import Decryptor, Encryptor, _Scheme
 from privfedrl.he.residues import pack, packed_bytes, unpack
 from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
 from privfedrl.parties.binding import label
+from privfedrl.parties.identity import Role
 from privfedrl.primitives.random import DeterministicEntropy
 
 PLAN, MODEL, TASK, HEAD = b"p" * 32, b"m" * 32, b"t" * 32, b"h" * 32
 NOW: Final = 1_800_000_000
 KEYS: Final = DeterministicEntropy(b"he malformed")
-ROLES: Final = {"hub": "coordinator", "authority": "key-authority", "auditor": "auditor"}
+ROLES: Final[dict[str, Role]] = {
+    "hub": "coordinator",
+    "authority": "key-authority",
+    "auditor": "auditor",
+}
 NAMES: Final = ("a0", "a1", "a2", "a3", "a4")
 LIAR: Final = "a4"
 WHO: Final = {name: Identity.generate(name, KEYS) for name in (*NAMES, *ROLES)}
 REGISTRY: Final = Registry(
-    [identity.entry(ROLES.get(name, "agent")) for name, identity in WHO.items()]  # type: ignore[arg-type]
+    [identity.entry(ROLES.get(name, "agent")) for name, identity in WHO.items()]
 )
 P: Final = HEParameters(num_clients=5, max_colluding=1, vector_length=5000, threshold=3)
 SET: Final = P.parameter_set
@@ -347,11 +353,15 @@ def test_a_ciphertext_of_another_level_has_another_size() -> None:
         live.opens(NAMES[:-1])
 
 
+def _instead(data: bytes, _good: bytes) -> bytes:
+    return data
+
+
 def test_a_serialised_seal_or_tenseal_object_is_no_ciphertext_here() -> None:
     context = tenseal.context(tenseal.SCHEME_TYPE.BFV, 4096, plain_modulus=1032193)
     foreign = tenseal.bfv_vector(context, [1, 2, 3]).serialize()
     for data in (foreign, b"\x5e\xa1\x10\x04\x03\x02" + bytes(10) + foreign):
-        live = Round(swap=lambda good, data=data: data).play()  # type: ignore[misc]
+        live = Round(swap=functools.partial(_instead, data)).play()
         assert [type(error) for _, error in live.refused] == [RemoteProtocolError]
         live.opens(NAMES[:-1])
 

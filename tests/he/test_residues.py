@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,8 +40,9 @@ def test_what_was_packed_is_unpacked(
     before = residues.copy()
     data = pack(residues, primes)
     assert len(data) == count * packed_bytes(primes, degree)
-    for given_as in (data, memoryview(data), bytearray(data)):
-        found = unpack(given_as, primes, degree, count)  # type: ignore[arg-type]  # bytearray too
+    forms: tuple[Any, ...] = (data, memoryview(data), bytearray(data))
+    for given_as in forms:
+        found = unpack(given_as, primes, degree, count)
         assert found.dtype == np.uint64
         assert np.array_equal(found, residues)
     assert np.array_equal(residues, before)

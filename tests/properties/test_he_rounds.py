@@ -34,6 +34,7 @@ from privfedrl.he import (
 )
 from privfedrl.he.frames import Kind, frame_limit, peek
 from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
+from privfedrl.parties.identity import Role
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.secagg import ClientPhase as MaskPhase
 from privfedrl.secagg import SecAggClient, SecAggParameters, SecAggServer
@@ -41,7 +42,11 @@ from privfedrl.secagg import SecAggClient, SecAggParameters, SecAggServer
 PLAN, MODEL, TASK, HEAD = b"p" * 32, b"m" * 32, b"t" * 32, b"h" * 32
 NOW: Final = 1_800_000_000
 KEYS: Final = DeterministicEntropy(b"he property identities")
-SERVICES: Final = {"hub": "coordinator", "authority": "key-authority", "auditor": "auditor"}
+SERVICES: Final[dict[str, Role]] = {
+    "hub": "coordinator",
+    "authority": "key-authority",
+    "auditor": "auditor",
+}
 WHO: Final = {
     name: Identity.generate(name, KEYS) for name in (*SERVICES, *(f"a{i:02d}" for i in range(64)))
 }
@@ -63,7 +68,7 @@ class CountingVault(LocalVault):
 
 def registry_for(n: int) -> Registry:
     entries = [WHO[name].entry("agent") for name in AGENTS[:n]]
-    return Registry([*entries, *(WHO[name].entry(role) for name, role in SERVICES.items())])  # type: ignore[arg-type]
+    return Registry([*entries, *(WHO[name].entry(role) for name, role in SERVICES.items())])
 
 
 @dataclass

@@ -41,6 +41,7 @@ from privfedrl.he.frames import Kind, frame_limit, peek
 from privfedrl.he.uploads import UploadSum
 from privfedrl.parties import Identity, MemoryJournal, Outgoing, Registry
 from privfedrl.parties.binding import label
+from privfedrl.parties.identity import Role
 from privfedrl.primitives.random import DeterministicEntropy
 
 PLAN, MODEL, TASK, HEAD = b"p" * 32, b"m" * 32, b"t" * 32, b"h" * 32
@@ -48,11 +49,13 @@ NOW: Final = 1_800_000_000
 KEYS: Final = DeterministicEntropy(b"hostile he frames")
 NAMES: Final = ("a0", "a1", "a2", "a3")
 LIAR: Final = "a3"
-SERVICES: Final = {"hub": "coordinator", "authority": "key-authority", "auditor": "auditor"}
+SERVICES: Final[dict[str, Role]] = {
+    "hub": "coordinator",
+    "authority": "key-authority",
+    "auditor": "auditor",
+}
 WHO: Final = {name: Identity.generate(name, KEYS) for name in (*NAMES, *SERVICES)}
-REGISTRY: Final = Registry(
-    [one.entry(SERVICES.get(name, "agent")) for name, one in WHO.items()]  # type: ignore[arg-type]
-)
+REGISTRY: Final = Registry([one.entry(SERVICES.get(name, "agent")) for name, one in WHO.items()])
 P: Final = HEParameters(
     num_clients=4, max_colluding=1, vector_length=5, threshold=3, readding="auditor"
 )

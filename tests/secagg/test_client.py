@@ -934,8 +934,8 @@ def test_a_hook_that_ends_the_round_keeps_the_vector_in(world: Any, how: str) ->
         if how == "closes":
             client.close_phase()
             return
-        error = ValueError("of the caller")
-        error.code = ["not", "hashable"]  # type: ignore[attr-defined]
+        error: Any = ValueError("of the caller")
+        error.code = ["not", "hashable"]
         raise error
 
     session = world.session()

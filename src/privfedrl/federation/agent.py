@@ -20,7 +20,7 @@ from privfedrl.errors import (
     LocalProtocolError,
     RemoteProtocolError,
 )
-from privfedrl.federation.backends import AnyConfig, Backend, RoundClient
+from privfedrl.federation.backends import AnyConfig, Backend, RoundClient, Standing
 from privfedrl.federation.broadcast import model_digest, unpack_broadcast
 from privfedrl.federation.contribution import Contribution, contribute, local_trainer
 from privfedrl.federation.local_experience import LocalExperience
@@ -129,12 +129,14 @@ class Agent:
         self._client, first = self._backend.join(
             signed,
             contribution.vector,
-            identity=self._identity,
-            registry=self._registry,
-            plan_digest=self._plan.digest,
+            who=Standing(
+                identity=self._identity,
+                registry=self._registry,
+                plan_digest=self._plan.digest,
+                entropy=self._entropy,
+                clock=self._clock,
+            ),
             journal=self._journal,
-            entropy=self._entropy,
-            clock=self._clock,
             edges=self._edges,
             received_at=now,
             model_digest=config.model_digest,

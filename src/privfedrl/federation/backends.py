@@ -38,6 +38,7 @@ __all__ = [
     "Pairwise",
     "RoundClient",
     "RoundServer",
+    "Standing",
 ]
 
 RingVector = NDArray[np.unsignedinteger]
@@ -111,6 +112,17 @@ class Opening:
     round_seed: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Who somebody is in every round: own key, registry, plan, source of randomness and clock."""
+
+    identity: Identity
+    registry: Registry
+    plan_digest: bytes
+    entropy: Entropy
+    clock: Clock
+
+
 class Backend(Protocol):
     """How a plan's vectors are summed."""
 
@@ -131,12 +143,8 @@ class Backend(Protocol):
         config: bytes,
         vector: RingVector,
         *,
-        identity: Identity,
-        registry: Registry,
-        plan_digest: bytes,
+        who: Standing,
         journal: Journal,
-        entropy: Entropy,
-        clock: Clock,
         edges: Edges,
         received_at: int,
         model_digest: bytes,
@@ -148,11 +156,7 @@ class Backend(Protocol):
         self,
         opening: Opening,
         *,
-        identity: Identity,
-        registry: Registry,
-        plan_digest: bytes,
-        entropy: Entropy,
-        clock: Clock,
+        who: Standing,
         settle: Callable[[int], bytes],
     ) -> tuple[RoundServer, list[Outgoing]]:
         """A server that has opened a round, and its first messages.
@@ -202,12 +206,8 @@ class Pairwise:
         config: bytes,
         vector: RingVector,
         *,
-        identity: Identity,
-        registry: Registry,
-        plan_digest: bytes,
+        who: Standing,
         journal: Journal,
-        entropy: Entropy,
-        clock: Clock,
         edges: Edges,
         received_at: int,
         model_digest: bytes,
@@ -215,12 +215,12 @@ class Pairwise:
     ) -> tuple[SecAggClient, list[Outgoing]]:
         """See :class:`Backend`."""
         client = SecAggClient(
-            identity=identity,
-            registry=registry,
+            identity=who.identity,
+            registry=who.registry,
             parameters=self.parameters,
-            plan_digest=plan_digest,
+            plan_digest=who.plan_digest,
             journal=journal,
-            entropy=entropy,
+            entropy=who.entropy,
             # training may take longer than clocks may differ: the round is judged by its opening
             clock=lambda: received_at,
             edges=edges,
@@ -234,11 +234,7 @@ class Pairwise:
         self,
         opening: Opening,
         *,
-        identity: Identity,
-        registry: Registry,
-        plan_digest: bytes,
-        entropy: Entropy,
-        clock: Clock,
+        who: Standing,
         settle: Callable[[int], bytes],
     ) -> tuple[SecAggServer, list[Outgoing]]:
         """See :class:`Backend`."""
@@ -247,12 +243,12 @@ class Pairwise:
             settle(len(survivors))
 
         server = SecAggServer(
-            identity=identity,
-            registry=registry,
+            identity=who.identity,
+            registry=who.registry,
             parameters=self.parameters,
-            plan_digest=plan_digest,
-            entropy=entropy,
-            clock=clock,
+            plan_digest=who.plan_digest,
+            entropy=who.entropy,
+            clock=who.clock,
             before_unmask=before_unmask,
         )
         return server, server.start(**_fields(opening))
@@ -303,12 +299,8 @@ class Homomorphic:
         config: bytes,
         vector: RingVector,
         *,
-        identity: Identity,
-        registry: Registry,
-        plan_digest: bytes,
+        who: Standing,
         journal: Journal,
-        entropy: Entropy,
-        clock: Clock,
         edges: Edges,
         received_at: int,
         model_digest: bytes,
@@ -316,12 +308,12 @@ class Homomorphic:
     ) -> tuple[HEClient, list[Outgoing]]:
         """See :class:`Backend`."""
         client = HEClient(
-            identity=identity,
-            registry=registry,
+            identity=who.identity,
+            registry=who.registry,
             parameters=self.parameters,
-            plan_digest=plan_digest,
+            plan_digest=who.plan_digest,
             journal=journal,
-            clock=clock,
+            clock=who.clock,
         )
         first = client.start(
             config,
@@ -336,21 +328,17 @@ class Homomorphic:
         self,
         opening: Opening,
         *,
-        identity: Identity,
-        registry: Registry,
-        plan_digest: bytes,
-        entropy: Entropy,
-        clock: Clock,
+        who: Standing,
         settle: Callable[[int], bytes],
     ) -> tuple[HEAggregator, list[Outgoing]]:
         """See :class:`Backend`."""
         server = HEAggregator(
-            identity=identity,
-            registry=registry,
+            identity=who.identity,
+            registry=who.registry,
             parameters=self.parameters,
-            plan_digest=plan_digest,
-            entropy=entropy,
-            clock=clock,
+            plan_digest=who.plan_digest,
+            entropy=who.entropy,
+            clock=who.clock,
             before_open=lambda survivors: settle(len(survivors)),
         )
         return server, server.start(**_fields(opening))

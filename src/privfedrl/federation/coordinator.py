@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError
-from privfedrl.federation.backends import Backend, Opening, RoundServer
+from privfedrl.federation.backends import Backend, Opening, RoundServer, Standing
 from privfedrl.federation.broadcast import model_digest, pack_broadcast
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.strategies import (
@@ -184,11 +184,13 @@ class Coordinator:
                 previous_transcript=self._state.transcript,
                 round_seed=opening.seed,
             ),
-            identity=self._identity,
-            registry=self._registry,
-            plan_digest=self._plan.digest,
-            entropy=self._entropy,
-            clock=self._clock,
+            who=Standing(
+                identity=self._identity,
+                registry=self._registry,
+                plan_digest=self._plan.digest,
+                entropy=self._entropy,
+                clock=self._clock,
+            ),
             settle=lambda survivors: self._settle(opening, survivors),
         )
         self._server, self._opening, self._result = server, opening, None

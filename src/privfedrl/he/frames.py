@@ -22,8 +22,21 @@ from privfedrl.he.lattice import public_key_bytes
 from privfedrl.he.parameters import PARAMETER_BYTES, HEParameters
 from privfedrl.parties import frames
 from privfedrl.parties.binding import digest
-from privfedrl.parties.frames import HEADER_BYTES, FrameType, Payload, Row, Wire
-from privfedrl.parties.identity import NAME_PATTERN, Registry, Role
+from privfedrl.parties.frames import (
+    HEADER_BYTES,
+    MAX_NAME_CHARS,
+    Attempt,
+    Digest,
+    FrameType,
+    Name,
+    Payload,
+    Round,
+    Row,
+    Seconds,
+    Wire,
+    bin_size,
+)
+from privfedrl.parties.identity import Registry, Role
 from privfedrl.parties.members import members_bytes
 from privfedrl.primitives.signing import SIGNATURE_BYTES, verify
 
@@ -50,15 +63,9 @@ __all__ = [
 MAX_CLIENTS: Final = 64
 """The largest max_clients of any parameter set."""
 
-Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Digests = Annotated[bytes, Meta(max_length=32 * MAX_CLIENTS)]
 Set = Annotated[bytes, Meta(max_length=members_bytes(MAX_CLIENTS))]
 Frames = Annotated[tuple[bytes, ...], Meta(max_length=MAX_CLIENTS)]
-# SQLite keeps signed 64-bit integers, so the journal's range is the wire's range
-Round = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Attempt = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Seconds = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 
 
 class Kind(FrameType):
@@ -272,24 +279,20 @@ def config_digest(payload: bytes | memoryview) -> bytes:
     return digest("he-config", payload)
 
 
-def _bin(size: int) -> int:
-    return size + (2 if size < 2**8 else 3 if size < 2**16 else 5)
-
-
-_NAME: Final = 2 + 64
-_DIGEST: Final = _bin(32)
+_NAME: Final = 2 + MAX_NAME_CHARS
+_DIGEST: Final = bin_size(32)
 _AROUND: Final = HEADER_BYTES + SIGNATURE_BYTES
 _HEAD: Final = 1 + 1 + 2 * _DIGEST + _NAME  # array header, tag, cfg, key, sender
-_SET: Final = _bin(members_bytes(MAX_CLIENTS))
-_CONFIG: Final = _AROUND + 3 + _NAME + 9 + 5 + 9 + 7 * _DIGEST + _bin(PARAMETER_BYTES)
+_SET: Final = bin_size(members_bytes(MAX_CLIENTS))
+_CONFIG: Final = _AROUND + 3 + _NAME + 9 + 5 + 9 + 7 * _DIGEST + bin_size(PARAMETER_BYTES)
 _COMMIT: Final = _AROUND + _HEAD + _DIGEST
-_COMMITS: Final = 3 + MAX_CLIENTS * _bin(_COMMIT)
-_ROSTER: Final = _AROUND + _HEAD + _SET + _bin(32 * MAX_CLIENTS)
+_COMMITS: Final = 3 + MAX_CLIENTS * bin_size(_COMMIT)
+_ROSTER: Final = _AROUND + _HEAD + _SET + bin_size(32 * MAX_CLIENTS)
 _ATTESTATION: Final = _AROUND + _HEAD + 2 * _DIGEST + _SET
 _RECEIPT: Final = _AROUND + _HEAD + 4 * _DIGEST + _SET + 2 * 17
 _RECORD: Final = (
-    _AROUND + 2 + _NAME + _bin(_CONFIG) + _bin(_ROSTER) + _COMMITS + _bin(_ATTESTATION)
-    + _bin(_RECEIPT) + _DIGEST
+    _AROUND + 2 + _NAME + bin_size(_CONFIG) + bin_size(_ROSTER) + _COMMITS + bin_size(_ATTESTATION)
+    + bin_size(_RECEIPT) + _DIGEST
 )  # fmt: skip
 _SMALL: Final = {
     Kind.CONFIG: _CONFIG,
@@ -311,10 +314,10 @@ def frame_limit(kind: Kind, parameters: HEParameters) -> int:
     if kind is Kind.UPLOAD:
         return _AROUND + _HEAD + 2 * _DIGEST + parameters.ciphertext_bytes
     if kind is Kind.SEALED:
-        around = _AROUND + _HEAD + 3 * _DIGEST + _SET + _bin(_ATTESTATION)
+        around = _AROUND + _HEAD + 3 * _DIGEST + _SET + bin_size(_ATTESTATION)
         return around + parameters.ciphertext_bytes
     words = parameters.vector_length * parameters.ring_bits // 8
-    return _AROUND + _HEAD + _bin(_RECEIPT) + _DIGEST + words
+    return _AROUND + _HEAD + bin_size(_RECEIPT) + _DIGEST + words
 
 
 class FrameReader(frames.FrameReader):

@@ -18,24 +18,32 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from privfedrl.errors import AuthenticationFailed, ConfigurationError, RemoteProtocolError
 from privfedrl.parties.binding import label
-from privfedrl.parties.identity import Identity, Registry, Role
+from privfedrl.parties.identity import NAME_PATTERN, Identity, Registry, Role
 from privfedrl.primitives.signing import SIGNATURE_BYTES
 
 __all__ = [
     "HEADER_BYTES",
+    "MAX_NAME_CHARS",
+    "Attempt",
+    "Digest",
     "Frame",
     "FrameReader",
     "FrameType",
+    "Name",
     "Outgoing",
     "Payload",
+    "Round",
     "Row",
+    "Seconds",
     "Wire",
+    "bin_size",
 ]
 
 HEADER_BYTES: Final = 12
@@ -45,8 +53,22 @@ _HEADER: Final = struct.Struct(">4sHHI")
 _SHOWN_BYTES: Final = 1024
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+# SQLite keeps signed 64-bit integers, so the journal's range is the wire's range
+Round = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Attempt = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Seconds = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+
+MAX_NAME_CHARS: Final = 64
+
 Verify = Callable[[bytes, bytes, bytes], None]
 """(public key, signature, message) -> None, or AuthenticationFailed."""
+
+
+def bin_size(size: int) -> int:
+    """Bytes that ``size`` bytes take in msgpack, with their header."""
+    return size + (2 if size < 2**8 else 3 if size < 2**16 else 5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,18 @@ from msgspec import Meta
 
 from privfedrl.parties import frames
 from privfedrl.parties.binding import digest
-from privfedrl.parties.frames import Frame, Payload, Row, Wire
-from privfedrl.parties.identity import NAME_PATTERN, Registry
+from privfedrl.parties.frames import (
+    Attempt,
+    Digest,
+    Frame,
+    Name,
+    Payload,
+    Round,
+    Row,
+    Seconds,
+    Wire,
+)
+from privfedrl.parties.identity import Registry
 from privfedrl.parties.members import members_bytes
 from privfedrl.primitives.shamir import SHARE_BYTES
 from privfedrl.primitives.signing import SIGNATURE_BYTES
@@ -56,8 +66,6 @@ __all__ = [
     "peek",
 ]
 
-Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Sealed = Annotated[bytes, Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
 Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
@@ -66,10 +74,6 @@ Set = Annotated[bytes, Meta(max_length=members_bytes(MAX_CLIENTS))]
 Proof = Annotated[bytes, Meta(max_length=32 * 16 * MAX_CLIENTS)]
 Digests = Annotated[bytes, Meta(max_length=32 * MAX_CLIENTS)]
 Frames = Annotated[tuple[bytes, ...], Meta(max_length=MAX_CLIENTS)]
-# SQLite keeps signed 64-bit integers, so the journal's range is the wire's range
-Round = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Attempt = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Seconds = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 
 
 class RoundConfig(Payload, frozen=True, tag=int(MessageType.CONFIG)):

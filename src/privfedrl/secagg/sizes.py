@@ -13,14 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from privfedrl.parties.frames import HEADER_BYTES, FrameType
+from privfedrl.parties.frames import HEADER_BYTES, MAX_NAME_CHARS, FrameType, bin_size
 from privfedrl.primitives.sealing import TAG_BYTES
 from privfedrl.primitives.shamir import SHARE_BYTES
 from privfedrl.primitives.signing import SIGNATURE_BYTES
 
 __all__ = [
     "CLIENT_TYPES",
-    "MAX_NAME_CHARS",
     "PARAMETER_BYTES",
     "SEALED_BYTES",
     "Limits",
@@ -28,7 +27,6 @@ __all__ = [
     "frame_limit",
 ]
 
-MAX_NAME_CHARS: Final = 64
 PARAMETER_BYTES: Final = 12 * 8
 SEALED_BYTES: Final = 2 * SHARE_BYTES + TAG_BYTES
 """One share of a self mask and one of a mask key, with the tag: 88 bytes."""
@@ -63,21 +61,17 @@ CLIENT_TYPES: Final = frozenset(
 """The five messages of a client; every other type is signed by the coordinator."""
 
 
-def _bin(size: int) -> int:
-    return size + (2 if size < 2**8 else 3 if size < 2**16 else 5)
-
-
 def _array(count: int) -> int:
     return 1 if count < 16 else 3 if count < 2**16 else 5
 
 
 _NAME: Final = 2 + MAX_NAME_CHARS
-_DIGEST: Final = _bin(32)
+_DIGEST: Final = bin_size(32)
 _HEAD: Final = 1 + 1 + _DIGEST + _NAME  # array header, tag, cfg, sender
 _AROUND: Final = HEADER_BYTES + SIGNATURE_BYTES
 _ADVERT: Final = _AROUND + _HEAD + 2 * _DIGEST
 _CONSENT: Final = _ADVERT
-_CONFIG: Final = _AROUND + 3 + _NAME + 9 + 5 + 9 + 6 * _DIGEST + _bin(PARAMETER_BYTES)
+_CONFIG: Final = _AROUND + 3 + _NAME + 9 + 5 + 9 + 6 * _DIGEST + bin_size(PARAMETER_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +86,7 @@ class Limits:
     @property
     def members(self) -> int:
         """Bytes of an encoded set, with its header."""
-        return _bin((self.num_clients + 7) // 8)
+        return bin_size((self.num_clients + 7) // 8)
 
     @property
     def levels(self) -> int:
@@ -109,7 +103,7 @@ class Limits:
 def frame_limit(message_type: MessageType, limits: Limits) -> int:
     """The largest frame of ``message_type`` in bytes, header and signature included."""
     n, k, members = limits.num_clients, limits.neighbours, limits.members
-    path = _bin(32 * limits.levels)
+    path = bin_size(32 * limits.levels)
     to_one = _AROUND + _HEAD + _NAME  # what the coordinator addresses to one client
     match message_type:
         case MessageType.CONFIG:
@@ -117,29 +111,29 @@ def frame_limit(message_type: MessageType, limits: Limits) -> int:
         case MessageType.ADVERTISE:
             return _ADVERT
         case MessageType.ROSTER:
-            adverts = _array(k + 1) + (k + 1) * _bin(_ADVERT)
-            return to_one + members + adverts + _bin(limits.roster_proof)
+            adverts = _array(k + 1) + (k + 1) * bin_size(_ADVERT)
+            return to_one + members + adverts + bin_size(limits.roster_proof)
         case MessageType.SHARES:
-            return _AROUND + _HEAD + 2 * _DIGEST + _array(k) + k * _bin(SEALED_BYTES)
+            return _AROUND + _HEAD + 2 * _DIGEST + _array(k) + k * bin_size(SEALED_BYTES)
         case MessageType.DELIVERY:
-            sealed = _array(k) + k * _bin(SEALED_BYTES)
+            sealed = _array(k) + k * bin_size(SEALED_BYTES)
             return to_one + 2 * _DIGEST + members + path + sealed
         case MessageType.MASKED:
-            vector = _bin(limits.vector_length * limits.ring_bits // 8)
-            return _AROUND + _HEAD + 2 * _DIGEST + _bin(SIGNATURE_BYTES) + vector
+            vector = bin_size(limits.vector_length * limits.ring_bits // 8)
+            return _AROUND + _HEAD + 2 * _DIGEST + bin_size(SIGNATURE_BYTES) + vector
         case MessageType.SURVIVORS:
             return to_one + 2 * _DIGEST + members + path
         case MessageType.CONSISTENCY:
             return _CONSENT
         case MessageType.UNMASK_REQUEST:
             # a receipt is shorter than a consent and nobody is in both lists: most if none is there
-            return to_one + _DIGEST + _array(k + 1) + (k + 1) * _bin(_CONSENT) + _array(0)
+            return to_one + _DIGEST + _array(k + 1) + (k + 1) * bin_size(_CONSENT) + _array(0)
         case MessageType.UNMASK:
-            return _AROUND + _HEAD + _DIGEST + _bin((k + 1) * SHARE_BYTES)
+            return _AROUND + _HEAD + _DIGEST + bin_size((k + 1) * SHARE_BYTES)
         case MessageType.TRANSCRIPT:
-            frames = 2 * _array(n) + n * (_bin(_ADVERT) + _bin(_CONSENT))
-            sets = 3 * members + 2 * _bin(32 * n)
-            return _AROUND + 2 + _NAME + _bin(_CONFIG) + frames + sets + 2 * _DIGEST
+            frames = 2 * _array(n) + n * (bin_size(_ADVERT) + bin_size(_CONSENT))
+            sets = 3 * members + 2 * bin_size(32 * n)
+            return _AROUND + 2 + _NAME + bin_size(_CONFIG) + frames + sets + 2 * _DIGEST
         case MessageType.IDEAL:
             # task, round, attempt, four pins, sum and head; a literal of 27 characters
             return _AROUND + 2 + _NAME + 7 * _DIGEST + 9 + 5 + members + 1 + 27

@@ -262,9 +262,10 @@ def test_a_frame_of_another_length_or_type_is_refused(world: Any, kind: Kind) ->
     for other in (whole[:-1], frame[:75], frame[:HEADER], b"", b"\0" + frame):
         with pytest.raises(RemoteProtocolError):
             reader.read(other, ALL)
-    for other in (bytearray(frame), memoryview(frame), None, "text"):
+    others: tuple[Any, ...] = (bytearray(frame), memoryview(frame), None, "text")
+    for wrong in others:
         with pytest.raises(RemoteProtocolError, match="must be bytes"):
-            reader.read(other, ALL)  # type: ignore[arg-type]
+            reader.read(wrong, ALL)
 
 
 @pytest.mark.parametrize(

@@ -1098,7 +1098,7 @@ def test_an_authority_that_is_closed_while_it_starts_has_left_and_holds_no_key(
         if step == where:
             session.authority.close_phase()
 
-    class Journal(type(world.journals["key-authority"])):  # type: ignore[misc]
+    class Journal(type(world.journals["key-authority"])):  # type: ignore[misc]  # as conftest has
         def spend_masked(self, *point: Any) -> None:
             super().spend_masked(*point)
             close("journal")
