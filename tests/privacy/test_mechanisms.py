@@ -8,7 +8,7 @@ import pytest
 from privfedrl.errors import ConfigurationError
 from privfedrl.privacy import accountant
 from privfedrl.privacy.mechanisms import DistributedSkellam
-from privfedrl.privacy.samplers import MAX_VARIANCE, delta_of_sampler
+from privfedrl.privacy.samplers import MAX_VARIANCE, delta_of_sampler, skellam_total_variation
 from privfedrl.privacy.units import IntegerSensitivity, Unit
 
 BOUND = IntegerSensitivity(l2_squared=10**4, l1=10**3, unit=Unit.PERSON)
@@ -54,7 +54,9 @@ def test_a_share_covers_every_coordinate_and_is_fresh() -> None:
 
 
 def test_the_sampler_charge_counts_coordinates_and_shares() -> None:
-    assert mechanism().sampler_delta(epsilon=1.0, shares=3) == delta_of_sampler(50, 8, 1.0, 3)
+    assert mechanism().sampler_delta(epsilon=1.0, shares=3) == delta_of_sampler(
+        skellam_total_variation(50), coordinates=8, epsilon=1.0, shares=3
+    )
 
 
 @pytest.mark.parametrize(

@@ -219,17 +219,31 @@ def test_a_size_out_of_range_is_refused(bad: Any) -> None:
 
 
 def test_the_charge_for_the_sampler_is_negligible_but_not_zero() -> None:
-    charge = delta_of_sampler(1000**2, 2**20, 1.0, 1000)
+    charge = delta_of_sampler(
+        skellam_total_variation(1000**2), coordinates=2**20, epsilon=1.0, shares=1000
+    )
     assert 0 < charge < 2.0**-70
     sampler = SkellamSampler(1000**2)
     assert charge == pytest.approx((1 + math.e) * sampler.total_variation * 2**20 * 1000)
 
 
 def test_the_charge_for_the_sampler_is_a_probability_at_any_input() -> None:
-    assert delta_of_sampler(1, 1, math.inf, 1) == 1.0
-    assert delta_of_sampler(1, 1, 500.0, 1) == 1.0
-    assert delta_of_sampler(1, 10**400, 1.0, 10**400) == 1.0
-    assert delta_of_sampler(1, 1, 0.0, 1) == 2 * skellam_total_variation(1)
+    assert (
+        delta_of_sampler(skellam_total_variation(1), coordinates=1, epsilon=math.inf, shares=1)
+        == 1.0
+    )
+    assert (
+        delta_of_sampler(skellam_total_variation(1), coordinates=1, epsilon=500.0, shares=1) == 1.0
+    )
+    assert (
+        delta_of_sampler(
+            skellam_total_variation(1), coordinates=10**400, epsilon=1.0, shares=10**400
+        )
+        == 1.0
+    )
+    assert delta_of_sampler(
+        skellam_total_variation(1), coordinates=1, epsilon=0.0, shares=1
+    ) == 2 * skellam_total_variation(1)
 
 
 @pytest.mark.parametrize(
@@ -245,4 +259,6 @@ def test_the_charge_refuses_nonsense(
     coordinates: int, epsilon: float, shares: int, name: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=name):
-        delta_of_sampler(4, coordinates, epsilon, shares)
+        delta_of_sampler(
+            skellam_total_variation(4), coordinates=coordinates, epsilon=epsilon, shares=shares
+        )

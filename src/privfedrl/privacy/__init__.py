@@ -8,9 +8,11 @@ from __future__ import annotations
 from privfedrl.privacy.accountant import Spent, compose, epsilon, parallel
 from privfedrl.privacy.calibration import calibrate_skellam, mechanism_epsilon
 from privfedrl.privacy.events import (
+    DiscreteGaussianEvent,
     DpEvent,
     GaussianEvent,
     NoReleaseEvent,
+    PoissonSampledEvent,
     SkellamEvent,
     UnboundedEvent,
     event_from_dict,
@@ -28,6 +30,7 @@ __all__ = [
     "ORDERS",
     "Adjacency",
     "Charge",
+    "DiscreteGaussianEvent",
     "DistributedSkellam",
     "DpEvent",
     "Entry",
@@ -35,6 +38,7 @@ __all__ = [
     "IntegerSensitivity",
     "Ledger",
     "NoReleaseEvent",
+    "PoissonSampledEvent",
     "Reservation",
     "SkellamEvent",
     "SkellamSampler",

@@ -14,9 +14,11 @@ from privfedrl.errors import ConfigurationError, UnsupportedMechanism
 from privfedrl.privacy.units import IntegerSensitivity, Unit
 
 __all__ = [
+    "DiscreteGaussianEvent",
     "DpEvent",
     "GaussianEvent",
     "NoReleaseEvent",
+    "PoissonSampledEvent",
     "SkellamEvent",
     "UnboundedEvent",
     "event_from_dict",
@@ -25,9 +27,25 @@ __all__ = [
 ]
 
 
+# below a standard deviation of 2 the sum of discrete Gaussians is too far from one (tau > 1e-16)
+MIN_SHARE_VARIANCE = 4
+
+
 def _check_unit(unit: object) -> None:
     if not isinstance(unit, Unit):
         raise ConfigurationError(f"unit must be a Unit, got {unit!r}")
+
+
+def _check_sensitivity(value: object) -> None:
+    if not isinstance(value, IntegerSensitivity):
+        raise ConfigurationError(
+            f"sensitivity must be an IntegerSensitivity, got {type(value).__name__}"
+        )
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +61,34 @@ class SkellamEvent:
     variance: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sensitivity, IntegerSensitivity):
+        _check_sensitivity(self.sensitivity)
+        _check_count("variance", self.variance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscreteGaussianEvent:
+    """An integer vector q(D) + Z_1 + .. + Z_shares was released, Z_i ~ N_Z(0, variance) iid.
+
+    N_Z(0, v) has P(k) proportional to exp(-k^2 / (2 v)). ``variance`` is the parameter v of one
+    share per coordinate, in squared grid units; only shares that the named adversary does not know
+    count. The sum of several is not quite a discrete Gaussian, and by how much it may differ grows
+    with the number of ``coordinates``; one share (central noise) is exact.
+    """
+
+    sensitivity: IntegerSensitivity
+    variance: int
+    shares: int
+    coordinates: int
+
+    def __post_init__(self) -> None:
+        _check_sensitivity(self.sensitivity)
+        for name in ("variance", "shares", "coordinates"):
+            _check_count(name, getattr(self, name))
+        if self.shares > 1 and self.variance < MIN_SHARE_VARIANCE:
             raise ConfigurationError(
-                f"sensitivity must be an IntegerSensitivity, got {type(self.sensitivity).__name__}"
+                f"variance must be >= {MIN_SHARE_VARIANCE} where several discrete Gaussian shares "
+                f"are added, got {self.variance}: the sum of narrower ones is no discrete Gaussian"
             )
-        if (
-            not isinstance(self.variance, int)
-            or isinstance(self.variance, bool)
-            or self.variance < 1
-        ):
-            raise ConfigurationError(f"variance must be an integer >= 1, got {self.variance!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +111,28 @@ class GaussianEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoissonSampledEvent:
+    """``event`` on a secret sample that every unit is in with probability ``sampling_rate``.
+
+    Each unit is drawn by itself, the draw is unknown to the adversary, and nothing public (no
+    divisor, no size) depends on it. Only a single release can be sampled, never a composition.
+    """
+
+    event: GaussianEvent | SkellamEvent | DiscreteGaussianEvent
+    sampling_rate: float
+
+    def __post_init__(self) -> None:
+        if type(self.event) not in (GaussianEvent, SkellamEvent, DiscreteGaussianEvent):
+            raise ConfigurationError(
+                f"event must be one release with noise, got {type(self.event).__name__}"
+            )
+        rate = self.sampling_rate
+        number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if not (number and 0.0 < rate <= 1.0):
+            raise ConfigurationError(f"sampling_rate must lie in (0, 1], got {rate!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoReleaseEvent:
     """Nothing that depends on private data was released (an attempt proven to have stopped)."""
 
@@ -94,11 +152,21 @@ class UnboundedEvent:
         _check_unit(self.unit)
 
 
-DpEvent = SkellamEvent | GaussianEvent | NoReleaseEvent | UnboundedEvent
+DpEvent = (
+    SkellamEvent
+    | DiscreteGaussianEvent
+    | GaussianEvent
+    | PoissonSampledEvent
+    | NoReleaseEvent
+    | UnboundedEvent
+)
 
+_BOUND = {"kind", "unit", "l2_squared", "l1"}
 _FIELDS = {
-    "skellam": {"kind", "unit", "l2_squared", "l1", "variance"},
+    "skellam": {*_BOUND, "variance"},
+    "discrete-gaussian": {*_BOUND, "variance", "shares", "coordinates"},
     "gaussian": {"kind", "unit", "noise_multiplier"},
+    "poisson-sampled": {"kind", "unit", "sampling_rate", "event"},
     "no-release": {"kind", "unit"},
     "unbounded": {"kind", "unit"},
 }
@@ -109,31 +177,47 @@ def unit_of(event: DpEvent) -> Unit:
 
     Only the exact types count: a subclass may mean something that no proof here covers.
     """
-    if type(event) is SkellamEvent:
-        return event.sensitivity.unit
-    if type(event) in (GaussianEvent, NoReleaseEvent, UnboundedEvent):
-        return event.unit  # type: ignore[union-attr]  # narrowed by the line above
-    raise UnsupportedMechanism(f"unknown event {type(event).__name__}")
+    found: Unit | None = _unit(event) if type(event) in _KINDS else None
+    if found is None:
+        raise UnsupportedMechanism(f"unknown event {type(event).__name__}")
+    return found
+
+
+def _unit(event: DpEvent) -> Unit:
+    match event:
+        case SkellamEvent(sensitivity=bound) | DiscreteGaussianEvent(sensitivity=bound):
+            return bound.unit
+        case PoissonSampledEvent(event=inner):
+            return _unit(inner)
+        case GaussianEvent(unit=unit) | NoReleaseEvent(unit=unit) | UnboundedEvent(unit=unit):
+            return unit
+
+
+_KINDS = {
+    SkellamEvent: "skellam",
+    DiscreteGaussianEvent: "discrete-gaussian",
+    GaussianEvent: "gaussian",
+    PoissonSampledEvent: "poisson-sampled",
+    NoReleaseEvent: "no-release",
+    UnboundedEvent: "unbounded",
+}
 
 
 def event_to_dict(event: DpEvent) -> dict[str, Any]:
     """A JSON-ready form of ``event``; :func:`event_from_dict` inverts it exactly."""
+    common = {"unit": unit_of(event).value, "kind": _KINDS[type(event)]}
     match event:
         case SkellamEvent(sensitivity=s, variance=v):
-            return {
-                "kind": "skellam",
-                "unit": s.unit.value,
-                "l2_squared": s.l2_squared,
-                "l1": s.l1,
-                "variance": v,
-            }
-        case GaussianEvent(noise_multiplier=z, unit=u):
-            return {"kind": "gaussian", "unit": u.value, "noise_multiplier": z}
-        case NoReleaseEvent(unit=u):
-            return {"kind": "no-release", "unit": u.value}
-        case UnboundedEvent(unit=u):
-            return {"kind": "unbounded", "unit": u.value}
-    raise UnsupportedMechanism(f"unknown event {type(event).__name__}")
+            return {**common, "l2_squared": s.l2_squared, "l1": s.l1, "variance": v}
+        case DiscreteGaussianEvent(sensitivity=s, variance=v, shares=n, coordinates=d):
+            bound = {"l2_squared": s.l2_squared, "l1": s.l1}
+            return {**common, **bound, "variance": v, "shares": n, "coordinates": d}
+        case GaussianEvent(noise_multiplier=z):
+            return {**common, "noise_multiplier": z}
+        case PoissonSampledEvent(event=inner, sampling_rate=q):
+            return {**common, "sampling_rate": q, "event": event_to_dict(inner)}
+        case NoReleaseEvent() | UnboundedEvent():
+            return common
 
 
 def event_from_dict(data: dict[str, Any]) -> DpEvent:
@@ -145,9 +229,31 @@ def event_from_dict(data: dict[str, Any]) -> DpEvent:
         unit = Unit(data["unit"])
     except ValueError as error:
         raise UnsupportedMechanism(f"unknown unit {data['unit']!r} in an event") from error
-    if kind == "skellam":
-        bound = IntegerSensitivity(l2_squared=data["l2_squared"], l1=data["l1"], unit=unit)
-        return SkellamEvent(sensitivity=bound, variance=data["variance"])
+    if kind == "poisson-sampled":
+        return _sampled_from_dict(data, unit)
     if kind == "gaussian":
         return GaussianEvent(noise_multiplier=data["noise_multiplier"], unit=unit)
-    return NoReleaseEvent(unit=unit) if kind == "no-release" else UnboundedEvent(unit=unit)
+    if kind in ("no-release", "unbounded"):
+        return NoReleaseEvent(unit=unit) if kind == "no-release" else UnboundedEvent(unit=unit)
+    bound = IntegerSensitivity(l2_squared=data["l2_squared"], l1=data["l1"], unit=unit)
+    if kind == "skellam":
+        return SkellamEvent(sensitivity=bound, variance=data["variance"])
+    return DiscreteGaussianEvent(
+        sensitivity=bound,
+        variance=data["variance"],
+        shares=data["shares"],
+        coordinates=data["coordinates"],
+    )
+
+
+def _sampled_from_dict(data: dict[str, Any], unit: Unit) -> PoissonSampledEvent:
+    inner = data["event"]
+    # one level only: a sample of a sample has no meaning here, and nesting must not recurse
+    if not isinstance(inner, dict) or inner.get("kind") == "poisson-sampled":
+        raise UnsupportedMechanism("a sampled event must hold one release")
+    event = event_from_dict(inner)
+    if not isinstance(event, GaussianEvent | SkellamEvent | DiscreteGaussianEvent):
+        raise UnsupportedMechanism("a sampled event must hold one release with noise")
+    if unit_of(event) is not unit:
+        raise UnsupportedMechanism("a sampled event and what it samples must name one unit")
+    return PoissonSampledEvent(event=event, sampling_rate=data["sampling_rate"])

@@ -18,6 +18,7 @@ from privfedrl.privacy.samplers import (
     IntArray,
     SkellamSampler,
     delta_of_sampler,
+    skellam_total_variation,
 )
 from privfedrl.privacy.units import IntegerSensitivity
 
@@ -81,4 +82,9 @@ class DistributedSkellam:
 
     def sampler_delta(self, *, epsilon: float, shares: int) -> float:
         """The delta to add because shares are table samples; ``samplers.delta_of_sampler``."""
-        return delta_of_sampler(self.share_variance, self.num_coordinates, epsilon, shares)
+        return delta_of_sampler(
+            skellam_total_variation(self.share_variance),
+            coordinates=self.num_coordinates,
+            epsilon=epsilon,
+            shares=shares,
+        )

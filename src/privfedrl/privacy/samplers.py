@@ -226,27 +226,31 @@ class SkellamSampler:
         return out
 
 
-def delta_of_sampler(variance: int, coordinates: int, epsilon: float, shares: int) -> float:
-    """The delta to charge because samples are only within a total variation of Skellam.
+def delta_of_sampler(
+    total_variation: float, *, coordinates: int, epsilon: float, shares: int
+) -> float:
+    """The delta to charge because samples are only within a total variation of their law.
 
     (1 + e^epsilon) TV coordinates shares, at most 1: replacing ``shares`` vectors of
     ``coordinates`` table samples by ideal ones moves each of the two neighbouring distributions by
     at most TV coordinates shares.
 
     Args:
-        variance: of one share, squared grid units.
+        total_variation: of one sample, e.g. :func:`skellam_total_variation`; > 0.
         coordinates: length of the released vector, >= 1.
         epsilon: >= 0, the epsilon of the ideal mechanism.
         shares: shares that the guarantee relies on, times the releases, >= 1.
     """
     _check_integer("coordinates", coordinates, low=1)
     _check_integer("shares", shares, low=1)
+    if not 0.0 < total_variation <= 1.0:
+        raise ConfigurationError(f"total_variation must lie in (0, 1], got {total_variation!r}")
     if not epsilon >= 0.0:
         raise ConfigurationError(f"epsilon must be >= 0, got {epsilon!r}")
     if epsilon > 700.0:  # e^epsilon would overflow; TV >= 2^-127 makes the charge 1 long before
         return 1.0
     try:
-        charge = (1.0 + math.exp(epsilon)) * skellam_total_variation(variance) * coordinates
+        charge = (1.0 + math.exp(epsilon)) * total_variation * coordinates
         return min(1.0, charge * shares)
     except OverflowError:
         return 1.0
