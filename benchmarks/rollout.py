@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from privfedrl.envs import heterogeneous
-from privfedrl.federation.contribution import contribute, local_trainer
+from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.strategies import initial_state, released_mean, server_step
 from privfedrl.plan import Plan
@@ -78,7 +78,7 @@ class Trainer:
             str(k): contribute(
                 self.setup,
                 self.trainers[k],
-                self.parameters,
+                published_model(self.setup, self.parameters),
                 experience=lambda theta, step, batch=batch: batch,
                 rotation_seed=seed,
                 entropy=os.urandom,

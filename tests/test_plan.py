@@ -21,6 +21,7 @@ from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.federation.setup import round_setup
 from privfedrl.he.parameter_sets import PARAMETER_SETS
 from privfedrl.plan import (
+    AdaptiveClip,
     EncodingPlan,
     FederationPlan,
     FleetPlan,
@@ -268,7 +269,47 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("privacy", {"max_colluding": 6}, "privacy.max_colluding must be < fleet.agents = 6"),
     ("privacy", {"max_colluding": 3}, "threshold - max_colluding must be >= protection.min_honest"),
     ("privacy", {"max_trajectories_per_unit": 2}, "privacy.max_trajectories_per_unit must be 1"),
-    ("privacy", {"unit": "person"}, "no trainer sums a subject's trajectories"),
+    ("privacy", {"unit": "person", "max_trajectories_per_unit": 3}, "must be a multiple"),
+    ("privacy", {"unit": "person", "max_trajectories_per_unit": 8}, "must be a multiple"),
+    ("privacy", {"unit": "person", "max_trajectories_per_unit": 0}, "max_trajectories_per_unit"),
+    ("privacy", {"unit": "person", "max_rounds_per_unit": 0}, "privacy.max_rounds_per_unit"),
+    ("privacy", {"max_rounds_per_unit": 2}, "max_rounds_per_unit is for unit 'person'"),
+    ("privacy", {"mechanism": "local-skellam"}, "use federation.strategy = 'fedavg'"),
+    (
+        "privacy",
+        {"mechanism": "local-skellam", "unit": "person"},
+        "only for them is one step the whole bill",
+    ),
+    (
+        "privacy",
+        {"mechanism": "local-skellam", "mean_return": MeanReturnRelease(low=0, high=1)},
+        "is not offered with mechanism 'local-skellam'",
+    ),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=2.0, high=3.0)}, "low <= privacy.clip_norm"),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=0.0, high=3.0)}, "needs 0 < low"),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=NAN, high=3.0)}, "needs 0 < low"),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=0.5, high=INF)}, "needs 0 < low"),
+    (
+        "privacy",
+        {"adaptive_clip": AdaptiveClip(low=0.5, high=2.0, quantile=1.0)},
+        "adaptive_clip.quantile",
+    ),
+    (
+        "privacy",
+        {"adaptive_clip": AdaptiveClip(low=0.5, high=2.0, learning_rate=0.0)},
+        "adaptive_clip.learning_rate",
+    ),
+    (
+        "privacy",
+        {"adaptive_clip": AdaptiveClip(low=0.5, high=2.0, weight=NAN)},
+        "adaptive_clip.weight",
+    ),
+    (
+        "privacy",
+        {"unit": "agent", "adaptive_clip": AdaptiveClip(low=0.5, high=2.0)},
+        "adaptive_clip needs unit 'trajectory' or 'person'",
+    ),
+    ("simulation", {"persons_per_agent": 3}, "persons_per_agent is for unit 'person'"),
     ("privacy", {"unit": "agent"}, "use federation.strategy = 'fedavg'"),
     ("training", {"local_steps": 2}, "later local iterates depend on earlier trajectories"),
     ("training", {"local_steps": 2}, "federation.strategy = 'fedsgd' sends one gradient"),
@@ -383,6 +424,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "delta": 1e-6,
         "clip_norm": 2.0,
         "mean_return": MeanReturnRelease(low=0.0, high=1.0),
+        "adaptive_clip": AdaptiveClip(low=0.5, high=2.0),
     },
     "encoding": {"ring_bits": 64, "resolution": 512, "headroom": "rotated"},
     "protection": {
@@ -420,7 +462,7 @@ def test_the_digest_leaves_out_the_name_and_the_simulation_only() -> None:
 def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested = {section: set(keys) for section, keys in CHANGED.items()}
     tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
-    tested["privacy"] |= {"unit", "max_trajectories_per_unit"}
+    tested["privacy"] |= {"unit", "max_trajectories_per_unit", "max_rounds_per_unit"}
     tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
     tested["protection"] |= {"parameter_set", "readding"}  # need encryption
     for section in dataclasses.fields(Plan):
@@ -433,6 +475,9 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     ways = ("key-authority", "auditor", "none")
     read = {tiny(protection={"kind": "bfv", "readding": way}).digest for way in ways}
     assert len(read) == len(ways)
+    person = tiny(privacy={"unit": "person", "max_trajectories_per_unit": 2})
+    capped = {person.replace("privacy", max_rounds_per_unit=cap).digest for cap in (None, 1, 2)}
+    assert len(capped) == 3
     discounted = tiny().replace("training", gamma=0.5)
     assert discounted.replace("training", truncation="continue").digest != discounted.digest
     widths = (None, *range(MIN_LANE_BITS, MAX_LANE_BITS + 1))
@@ -444,8 +489,8 @@ def test_the_digest_never_changes_between_releases_by_accident() -> None:
     assert tiny().digest.hex().startswith(DIGEST_OF_TINY)
 
 
-# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/2" with it
-DIGEST_OF_TINY = "260a96181b872c5d"
+# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/3" with it
+DIGEST_OF_TINY = "45919b2bbc8c31e5"
 
 
 # --- the promise -------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
     from privfedrl.federation.promise import Promise
 
 __all__ = [
+    "AdaptiveClip",
     "EncodingPlan",
     "FederationPlan",
     "FleetPlan",
@@ -120,10 +121,34 @@ class MeanReturnRelease:
     """One more coordinate of the protected vector: each unit's return, clipped to [low, high].
 
     ``weight`` is its share of the clip norm: the total clip is clip_norm * sqrt(1 + weight^2).
+    ``spread`` adds a coordinate of the same weight, for the standard deviation of the returns.
     """
 
     low: float
     high: float
+    weight: float = 0.1
+    spread: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveClip:
+    """One more coordinate of the protected vector: how many units were not clipped, centred.
+
+    The clip of the next round moves towards the norm that ``quantile`` of the units stay below.
+    Rows are scaled to privacy.clip_norm before they are rounded, so sensitivity, noise and cost do
+    not depend on the current clip. Reference: Andrew et al. 2021 (arXiv 1905.03871).
+
+    Attributes:
+        quantile: share of units that shall not be clipped, in (0, 1).
+        learning_rate: factor of the exponential step per round.
+        low, high: public bounds of the clip; privacy.clip_norm, its start, lies between them.
+        weight: share of the clip norm, as in :class:`MeanReturnRelease`.
+    """
+
+    low: float
+    high: float
+    quantile: float = 0.5
+    learning_rate: float = 0.2
     weight: float = 0.1
 
 
@@ -132,23 +157,39 @@ class PrivacyPlan:
     """The promise: whose presence is hidden, from whom, how well.
 
     Attributes:
-        mechanism: "skellam", or "none" for a control run that promises nothing.
-        unit: "trajectory" or "agent".
+        mechanism: "skellam" or "discrete-gaussian" (a noise share at every agent),
+            "central-discrete-gaussian" (one share, by the key authority or, without encryption, the
+            coordinator), "local-skellam" (local DP-SGD: a whole share in each local step), or
+            "none" for a control run that promises nothing.
+        unit: "trajectory", "person" or "agent".
         max_colluding: agents that may pool what they know with the coordinator. No default.
         epsilon, delta: the promise for a whole run, against coordinator + max_colluding agents.
         clip_norm: L2 norm to which every unit's contribution is clipped.
-        max_trajectories_per_unit: trajectories of a unit in a run; 1 for unit "trajectory".
+        max_trajectories_per_unit: trajectories of a unit in a round that count; more are dropped
+            before anything is computed. 1 for unit "trajectory".
+        max_rounds_per_unit: rounds of a run that a person may take part in, enforced by the agent;
+            None = all. For unit "person" only.
         mean_return: release the noised, clipped mean return, or nothing.
+        adaptive_clip: let the clip follow a noised quantile, or keep it.
     """
 
     unit: Literal["trajectory", "person", "agent"]
     max_colluding: int
-    mechanism: Literal["skellam", "none"] = "skellam"
+    mechanism: Literal[
+        "skellam", "discrete-gaussian", "central-discrete-gaussian", "local-skellam", "none"
+    ] = "skellam"
     epsilon: float = 1.0
     delta: float = 1e-5
     clip_norm: float = 1.0
     max_trajectories_per_unit: int = 1
+    max_rounds_per_unit: int | None = None
     mean_return: MeanReturnRelease | None = None
+    adaptive_clip: AdaptiveClip | None = None
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the noise of a sum is that of its survivors."""
+        return self.mechanism in ("skellam", "discrete-gaussian")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,11 +250,14 @@ class SimulationPlan:
         dropouts_per_round: agents that vanish in a random stage of each round.
         evaluation_interval: rounds between greedy evaluations on the nominal environment.
         evaluation_episodes: episodes of each evaluation.
+        persons_per_agent: subjects that an agent's trajectories come from, in turn; for unit
+            "person", where a deployment's own experience names them.
     """
 
     dropouts_per_round: int = 0
     evaluation_interval: int = 1
     evaluation_episodes: int = 10
+    persons_per_agent: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +320,7 @@ class Plan:
         pinned = canonical(self)
         del pinned["name"], pinned["simulation"]
         text = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(b"pfrl-plan/2\x00" + text.encode()).digest()
+        return hashlib.sha256(b"pfrl-plan/3\x00" + text.encode()).digest()
 
     @property
     def unit(self) -> Unit:
@@ -300,14 +344,24 @@ class Plan:
         return self.fleet.agents - max(self.threshold, self.protection.min_clients)
 
     @property
+    def noise_floor(self) -> int:
+        """Noise shares that the promise rests on: of the honest floor, or the one that is there."""
+        return self.honest_floor if self.privacy.distributed else 1
+
+    @property
     def units_per_agent(self) -> int:
-        """Separately clipped rows in one agent's contribution."""
-        return self.fleet.trajectories if self.unit is Unit.TRAJECTORY else 1
+        """Separately clipped rows in one agent's contribution; public and fixed."""
+        if self.unit is Unit.AGENT:
+            return 1
+        return self.fleet.trajectories // self.privacy.max_trajectories_per_unit
 
     @property
     def releases_per_unit(self) -> int:
         """Releases of a run that one unit takes part in: fresh trajectories are in one only."""
-        return 1 if self.unit is Unit.TRAJECTORY else self.federation.rounds
+        if self.unit is Unit.TRAJECTORY:
+            return 1
+        cap = self.privacy.max_rounds_per_unit
+        return self.federation.rounds if cap is None else min(cap, self.federation.rounds)
 
     @property
     def public_denominator(self) -> int:

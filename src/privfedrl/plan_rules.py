@@ -120,42 +120,82 @@ def _privacy_rules(plan: Plan) -> list[str]:
             high=10**9,
         ),
     ]
-    release = privacy.mean_return
-    if release is not None:
+    if privacy.max_rounds_per_unit is not None:
         problems += _number(
-            "privacy.mean_return.weight", release.weight, low=0, high=10, open_low=True
+            "privacy.max_rounds_per_unit", privacy.max_rounds_per_unit, low=1, high=1_000_000
         )
-        if not (math.isfinite(release.low) and math.isfinite(release.high)):
-            problems.append("privacy.mean_return.low and high must be finite")
-        elif not release.low < release.high:
-            problems.append(
-                f"privacy.mean_return.low must be < high, got {release.low!r} and {release.high!r}"
-            )
-        if privacy.unit == "agent":
-            problems.append("privacy.mean_return needs unit 'trajectory'; drop it for unit 'agent'")
+    return [*problems, *_mean_return_rules(plan), *_adaptive_clip_rules(plan)]
+
+
+def _mean_return_rules(plan: Plan) -> list[str]:
+    release = plan.privacy.mean_return
+    if release is None:
+        return []
+    problems = _number("privacy.mean_return.weight", release.weight, low=0, high=10, open_low=True)
+    if not (math.isfinite(release.low) and math.isfinite(release.high)):
+        problems.append("privacy.mean_return.low and high must be finite")
+    elif not release.low < release.high:
+        problems.append(
+            f"privacy.mean_return.low must be < high, got {release.low!r} and {release.high!r}"
+        )
+    return problems + _for_rows("mean_return", plan)
+
+
+def _adaptive_clip_rules(plan: Plan) -> list[str]:
+    clip = plan.privacy.adaptive_clip
+    if clip is None:
+        return []
+    path = "privacy.adaptive_clip"
+    problems = [
+        *_number(f"{path}.quantile", clip.quantile, low=0.001, high=0.999),
+        *_number(f"{path}.learning_rate", clip.learning_rate, low=0.0, high=10.0, open_low=True),
+        *_number(f"{path}.weight", clip.weight, low=0, high=10, open_low=True),
+    ]
+    if not 0 < clip.low <= plan.privacy.clip_norm <= clip.high <= 1e9:
+        problems.append(
+            f"{path} needs 0 < low <= privacy.clip_norm <= high <= 1e9, got low = {clip.low!r}, "
+            f"clip_norm = {plan.privacy.clip_norm!r}, high = {clip.high!r}"
+        )
+    return problems + _for_rows("adaptive_clip", plan)
+
+
+def _for_rows(name: str, plan: Plan) -> list[str]:
+    """Coordinates beside a gradient need rows of gradients that are summed with fresh noise."""
+    problems = []
+    if plan.privacy.unit == "agent":
+        problems.append(
+            f"privacy.{name} needs unit 'trajectory' or 'person'; drop it for unit 'agent'"
+        )
+    if plan.privacy.mechanism == "local-skellam":
+        problems.append(
+            f"privacy.{name} is not offered with mechanism 'local-skellam', whose agents send what "
+            "became of their noised steps; drop it, or use mechanism 'skellam'"
+        )
     return problems
 
 
 def _unit_rules(plan: Plan) -> list[str]:
     privacy, problems = plan.privacy, []
-    if privacy.unit == "person":
+    local = privacy.mechanism == "local-skellam"
+    if privacy.unit == "trajectory" and privacy.max_trajectories_per_unit != 1:
         problems.append(
-            "privacy.unit = 'person' is not offered yet: no trainer sums a subject's trajectories "
-            "before clipping; use 'agent' (sound, dearer) or 'trajectory' (one per subject)"
+            "privacy.max_trajectories_per_unit must be 1 for unit 'trajectory', got "
+            f"{privacy.max_trajectories_per_unit}: a second trajectory of the same subject "
+            "would not compose in parallel; use unit 'person'"
         )
-    if privacy.unit == "trajectory":
-        if privacy.max_trajectories_per_unit != 1:
-            problems.append(
-                "privacy.max_trajectories_per_unit must be 1 for unit 'trajectory', got "
-                f"{privacy.max_trajectories_per_unit}: a second trajectory of the same subject "
-                "would not compose in parallel"
-            )
-        if plan.training.local_steps != 1:
-            problems.append(
-                "training.local_steps must be 1 for unit 'trajectory', got "
-                f"{plan.training.local_steps}: later local iterates depend on earlier trajectories "
-                "without noise; use unit 'agent'"
-            )
+    if privacy.unit == "person":
+        problems += _person_rules(plan)
+    elif privacy.max_rounds_per_unit is not None:
+        problems.append(
+            "privacy.max_rounds_per_unit is for unit 'person', got "
+            f"{privacy.max_rounds_per_unit} with unit {privacy.unit!r}"
+        )
+    if privacy.unit != "agent" and plan.training.local_steps != 1 and not local:
+        problems.append(
+            f"training.local_steps must be 1 for unit {privacy.unit!r}, got "
+            f"{plan.training.local_steps}: later local iterates depend on earlier trajectories "
+            "without noise; use unit 'agent', or mechanism 'local-skellam'"
+        )
     if plan.federation.strategy == "fedsgd" and plan.training.local_steps != 1:
         problems.append(
             f"federation.strategy = 'fedsgd' sends one gradient, but training.local_steps is "
@@ -164,6 +204,35 @@ def _unit_rules(plan: Plan) -> list[str]:
     if privacy.unit == "agent" and plan.federation.strategy != "fedavg":
         problems.append(
             "privacy.unit = 'agent' clips the model delta: use federation.strategy = 'fedavg'"
+        )
+    return problems + (_local_rules(plan) if local else [])
+
+
+def _person_rules(plan: Plan) -> list[str]:
+    most, count = plan.privacy.max_trajectories_per_unit, plan.fleet.trajectories
+    problems = []
+    if most >= 1 and (count < most or count % most):
+        problems.append(
+            f"fleet.trajectories = {count} must be a multiple of "
+            f"privacy.max_trajectories_per_unit = {most} for unit 'person': their ratio is the "
+            "public number of persons in a sum"
+        )
+    return problems
+
+
+def _local_rules(plan: Plan) -> list[str]:
+    """Every local step has noise of its own, so what is sent is the model delta."""
+    problems = []
+    if plan.privacy.unit != "trajectory":
+        problems.append(
+            "privacy.mechanism = 'local-skellam' needs unit 'trajectory', got "
+            f"{plan.privacy.unit!r}: every local step takes fresh trajectories, and only for them "
+            "is one step the whole bill"
+        )
+    if plan.federation.strategy != "fedavg":
+        problems.append(
+            "privacy.mechanism = 'local-skellam' sends a model delta: use federation.strategy = "
+            "'fedavg'"
         )
     return problems
 
@@ -274,7 +343,21 @@ def _simulation_rules(plan: Plan) -> list[str]:
         ),
         *_number("simulation.evaluation_interval", simulation.evaluation_interval, low=1, high=1e9),
         *_number("simulation.evaluation_episodes", simulation.evaluation_episodes, low=1, high=1e6),
+        *_number("simulation.persons_per_agent", simulation.persons_per_agent, low=0, high=1e9),
+        *_simulated_persons(plan),
     ]
+
+
+def _simulated_persons(plan: Plan) -> list[str]:
+    given, person = plan.simulation.persons_per_agent, plan.privacy.unit == "person"
+    if given and not person:
+        return [f"simulation.persons_per_agent is for unit 'person', got {given}"]
+    if given and given * plan.privacy.max_trajectories_per_unit < plan.fleet.trajectories:
+        return [
+            "simulation.persons_per_agent must be >= fleet.trajectories / "
+            f"privacy.max_trajectories_per_unit, got {given}: a person would be in a round twice"
+        ]
+    return []
 
 
 RULES = (

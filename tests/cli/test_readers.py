@@ -120,6 +120,7 @@ def test_ledger_verify_accepts_every_earlier_head_as_anchor(trained: Any, call: 
             "reservations": 2,
             "settled": 2,
             "anchored": True,
+            "checkpoint": None,
         }
     assert call("ledger", "verify", out / "ledger.db").exit_code == 0
 

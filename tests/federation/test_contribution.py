@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from privfedrl.envs import EnvSpec, make_vector_env
-from privfedrl.federation.contribution import contribute, local_trainer
+from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import DeterministicEntropy
@@ -99,14 +100,16 @@ def test_training_sees_the_public_horizon_however_long_the_trajectories_are(
     seen: list[tuple[int, ...]] = []
 
     class Watched(LocalTrainer):
-        def local_update(self, parameters: np.ndarray, batch: TrajectoryBatch) -> LocalUpdate:
+        def local_update(
+            self, parameters: np.ndarray, batch: TrajectoryBatch, **options: Any
+        ) -> LocalUpdate:
             seen.append(batch.observations.shape[:2])
-            return super().local_update(parameters, batch)
+            return super().local_update(parameters, batch, **options)
 
     contribute(
         setup,
         Watched(setup.policy, local_trainer(setup).settings),
-        np.zeros(setup.policy.num_parameters),
+        published_model(setup, np.zeros(setup.policy.num_parameters)),
         experience=lambda theta, step: cut,
         rotation_seed=bytes(32),
         entropy=DeterministicEntropy(b"shape"),
@@ -129,7 +132,7 @@ def _rows_of(
     contribute(
         setup,
         local_trainer(setup),
-        rng.normal(size=setup.policy.num_parameters),
+        published_model(setup, rng.normal(size=setup.policy.num_parameters)),
         experience=lambda theta, step: dataclasses.replace(batch, batch_id=rng.bytes(16)),
         rotation_seed=bytes(32),
         entropy=DeterministicEntropy(b"rows"),
@@ -168,7 +171,7 @@ def _centred(
     contribution = contribute(
         setup,
         local_trainer(setup),
-        np.zeros(setup.policy.num_parameters),
+        published_model(setup, np.zeros(setup.policy.num_parameters)),
         experience=experience,
         rotation_seed=bytes(32),
         entropy=DeterministicEntropy(b"noise"),

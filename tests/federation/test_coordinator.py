@@ -17,7 +17,7 @@ from privfedrl.errors import (
     RoundAborted,
     StorageError,
 )
-from privfedrl.federation.contribution import contribute, local_trainer
+from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.coordinator import advance, next_attempt
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import system_entropy
@@ -32,7 +32,7 @@ def contributions(world: Any, seed: bytes) -> dict[str, Any]:
         found[name] = contribute(
             world.setup,
             local_trainer(world.setup),
-            world.parameters,
+            published_model(world.setup, world.parameters),
             experience=lambda theta, step, name=name: world.batch(name, theta, (0, 0, step)),
             rotation_seed=seed,
             entropy=world.entropy.fork(b"agent" + name.encode()),

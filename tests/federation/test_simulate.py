@@ -138,6 +138,8 @@ def test_released_and_oracle_figures_are_in_different_files(
         "epsilon",
         "released_mean_return",
         "released_mean_return_std",
+        "released_return_spread",
+        "next_clip",
         "bytes_up_max",
         "bytes_down_max",
         "policy_sha256",

@@ -10,7 +10,7 @@ import pytest
 
 from privfedrl.envs import nominal
 from privfedrl.errors import ConfigurationError
-from privfedrl.federation.contribution import contribute, local_trainer
+from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.fleet_experience import FleetExperience
 from privfedrl.federation.setup import round_setup
 from privfedrl.federation.strategies import (
@@ -155,7 +155,7 @@ def test_the_stated_noise_of_the_mean_is_that_of_the_survivors_shares(
     setup = round_setup(make_plan(privacy={"mean_return": release}))
     zero = np.zeros(setup.codec.padded, dtype=np.uint32)
     found = released_mean(setup, zero, survivors=4, seed=SEED)
-    assert found.noise_variance == pytest.approx(setup.noise_std**2 * 4 / 16**2)
+    assert found.noise_variance == pytest.approx(setup.share_std**2 * 4 / 16**2)
     assert found.mean_return == pytest.approx(30.0)
     assert found.mean_return_std == pytest.approx(found.noise_variance**0.5 * 30 / 0.1)
 
@@ -201,7 +201,7 @@ def test_fedavg_with_one_local_step_is_fedsgd_when_agents_are_alike(
             vectors[str(agent)] = contribute(
                 setup,
                 local_trainer(setup),
-                theta,
+                published_model(setup, theta),
                 experience=lambda x, k, source=source: source.of(0, x, 0, 0, k),
                 rotation_seed=SEED,
                 entropy=DeterministicEntropy(b"rounding"),

@@ -33,7 +33,8 @@ from privfedrl.privacy.events import (
     UnboundedEvent,
 )
 from privfedrl.privacy.ledger import Charge, Ledger
-from privfedrl.privacy.ledger_chain import Chain, Row, link
+from privfedrl.privacy.ledger_chain import Chain, link
+from privfedrl.privacy.ledger_rows import Row
 from privfedrl.privacy.units import Adjacency, IntegerSensitivity, Unit
 
 PLAN = bytes(range(32))
@@ -644,7 +645,7 @@ def test_records_that_are_not_canonical_json_are_refused() -> None:
 def test_another_format_version_is_named() -> None:
     chain = Chain()
     with pytest.raises(LedgerIntegrity, match="format"):
-        chain.append(forged(chain, {"kind": "genesis", "format": 2, "ledger_id": "00"}))
+        chain.append(forged(chain, {"kind": "genesis", "format": 3, "ledger_id": "00"}))
 
 
 # ---- files, modes, limits -----------------------------------------------------------------------

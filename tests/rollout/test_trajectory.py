@@ -39,3 +39,36 @@ def test_a_field_of_another_shape_is_refused(name):
     values[name] = values[name][:1]
     with pytest.raises(EnvironmentFault, match=name):
         TrajectoryBatch(**values)
+
+
+def test_subjects_stay_with_their_rows_when_a_batch_is_padded():
+    batch = TrajectoryBatch(**fields(), subjects=("ann", "bob"))
+    assert batch.padded(5).subjects == ("ann", "bob")
+    assert TrajectoryBatch(**fields()).padded(5).subjects is None
+
+
+@pytest.mark.parametrize(
+    "subjects",
+    [
+        ("ann",),
+        ("ann", "bob", "carl"),
+        ["ann", "bob"],
+        "ab",
+        ("ann", ""),
+        ("ann", "b" * 201),
+        ("ann", "bob\n"),
+        ("ann", "\ud800"),
+        ("ann", None),
+        ("ann", b"bob"),
+    ],
+)
+def test_a_subject_that_is_no_identifier_is_refused_without_naming_anybody(subjects):
+    with pytest.raises(EnvironmentFault, match="subject") as caught:
+        TrajectoryBatch(**fields(), subjects=subjects)
+    assert "ann" not in str(caught.value)
+    assert "bob" not in str(caught.value)
+
+
+def test_repr_shows_the_public_number_of_trajectories_and_nothing_else():
+    batch = TrajectoryBatch(**fields(), subjects=("ann", "bob"))
+    assert repr(batch) == "TrajectoryBatch(B=2)"

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from scipy.special import ive
-from scipy.stats import chi2, norm
+from scipy.stats import norm
 
 from privfedrl.privacy.mechanisms import DistributedSkellam
 from privfedrl.privacy.samplers import SkellamSampler
@@ -17,53 +17,34 @@ pytestmark = pytest.mark.statistical
 
 ALPHA = 1e-6
 SIZE = 200_000
+LawOf = Callable[[str, float], Any]
 
 
 def stream(seed: int) -> Callable[[int], bytes]:
     return np.random.default_rng(seed).bytes
 
 
-def chi_square_p_value(samples: npt.NDArray[np.int64], variance: int) -> float:
-    """p-value against the exact pmf; cells with fewer than 10 expected are pooled at each tail."""
-    radius = int(np.abs(samples).max()) + int(10 * math.sqrt(variance)) + 20
-    pmf = ive(np.abs(np.arange(-radius, radius + 1)), variance)
-    expected = samples.size * pmf / pmf.sum()
-    observed = np.bincount(samples + radius, minlength=2 * radius + 1).astype(np.float64)
-    width = max(1, int(math.sqrt(variance)) // 10)
-    edges = np.arange(0, expected.size, width)
-    expected, observed = np.add.reduceat(expected, edges), np.add.reduceat(observed, edges)
-    keep = expected >= 10
-    first, last = int(np.argmax(keep)), expected.size - int(np.argmax(keep[::-1]))
-
-    def pooled(cells: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.concatenate([[cells[:first].sum()], cells[first:last], [cells[last:].sum()]])
-
-    wanted, found = pooled(expected), pooled(observed)
-    statistic = ((found - wanted) ** 2 / np.maximum(wanted, 1e-300)).sum()
-    return float(chi2.sf(statistic, wanted.size - 1))
-
-
 @pytest.mark.parametrize("variance", [1, 2, 10, 100, 2500, 10**6])
-def test_samples_follow_the_exact_pmf(variance: int) -> None:
+def test_samples_follow_the_exact_pmf(variance: int, law_of: LawOf) -> None:
     """Chi-square on 200,000 samples; false-positive rate 1e-6."""
     samples = SkellamSampler(variance, entropy=stream(1000 + variance)).sample(SIZE)
-    assert chi_square_p_value(samples, variance) > ALPHA
+    assert law_of("skellam", variance).p_value(samples) > ALPHA
 
 
-def test_the_chi_square_rejects_a_wrong_variance() -> None:
+def test_the_chi_square_rejects_a_wrong_variance(law_of: LawOf) -> None:
     """Control: a table for 103 instead of 100 is caught, so the test above can fail."""
     samples = SkellamSampler(103, entropy=stream(4)).sample(SIZE)
-    assert chi_square_p_value(samples, 100) < ALPHA
+    assert law_of("skellam", 100).p_value(samples) < ALPHA
 
 
 @pytest.mark.parametrize("shares", [2, 5, 20])
-def test_a_sum_of_shares_is_skellam_with_the_summed_variance(shares: int) -> None:
+def test_a_sum_of_shares_is_skellam_with_the_summed_variance(shares: int, law_of: LawOf) -> None:
     """Chi-square of the sum against Sk(shares * 13); false-positive rate 1e-6."""
     bound = IntegerSensitivity(l2_squared=4, l1=2, unit=Unit.AGENT)
     mechanism = DistributedSkellam(sensitivity=bound, share_variance=13, num_coordinates=SIZE)
     entropy = stream(shares)
     total = np.sum([mechanism.sample_share(entropy) for _ in range(shares)], axis=0)
-    assert chi_square_p_value(total, mechanism.event(shares).variance) > ALPHA
+    assert law_of("skellam", mechanism.event(shares).variance).p_value(total) > ALPHA
 
 
 @pytest.mark.parametrize("variance", [1, 7, 100, 2500])

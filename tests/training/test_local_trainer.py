@@ -6,15 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from privfedrl.errors import ConfigurationError, PrivacyError, UnsupportedMechanism
+from privfedrl.errors import (
+    ConfigurationError,
+    EnvironmentFault,
+    PrivacyError,
+    UnsupportedMechanism,
+)
 from privfedrl.privacy.units import Unit
 from privfedrl.training.local_trainer import LocalTrainer, ReinforceSettings
+from privfedrl.training.local_update import row_norms
+from privfedrl.training.metric_coordinates import ClipQuantile
 from privfedrl.training.private_step import ReturnRelease
 from privfedrl.training.reinforce import Truncation, trajectory_weights
 from privfedrl.training.trajectory_gradients import loop
 
 SETTINGS = ReinforceSettings(gamma=0.9, clip_norm=0.2)
 RELEASE = ReturnRelease(low=0.0, high=1.0, weight=1.0)
+QUANTILE = ClipQuantile(quantile=0.5, learning_rate=0.2, low=0.01, high=4.0, weight=0.25)
+PERSON = replace(SETTINGS, unit=Unit.PERSON, max_trajectories_per_unit=2, units=3)
 
 
 def agent(**changes) -> ReinforceSettings:
@@ -23,7 +32,11 @@ def agent(**changes) -> ReinforceSettings:
 
 def test_an_update_has_the_announced_size_and_bound(make_batch, make_network):
     network = make_network()
-    for settings in (SETTINGS, replace(SETTINGS, return_release=RELEASE)):
+    for settings in (
+        SETTINGS,
+        replace(SETTINGS, return_release=RELEASE),
+        replace(SETTINGS, return_release=replace(RELEASE, spread=True), clip_quantile=QUANTILE),
+    ):
         trainer = LocalTrainer(network.policy, settings)
         update = trainer.local_update(network.flat(), make_batch([4, 9]))
         assert update.rows.shape == (2, trainer.dimension)
@@ -103,6 +116,18 @@ def test_the_control_arm_must_say_that_it_is_not_private(make_batch, make_networ
         network.flat(), lambda _: make_batch([4])
     )
     assert not delta.private
+    with pytest.raises(ConfigurationError, match="current_clip"):
+        LocalTrainer(network.policy, control).local_update(
+            network.flat(), make_batch([4]), current_clip=1.0
+        )
+    with pytest.raises(ConfigurationError, match="clip_quantile"):
+        replace(control, clip_quantile=QUANTILE)
+    persons = replace(control, unit=Unit.PERSON, units=2, max_trajectories_per_unit=3)
+    summed = LocalTrainer(network.policy, persons).local_update(
+        network.flat(), people(batch, "aaa")
+    )
+    assert (summed.unit, summed.private, summed.num_units) == (Unit.PERSON, False, 2)
+    assert np.allclose(summed.rows, np.stack([rows.sum(axis=0), 0 * rows[0]]), atol=1e-5)
 
 
 def test_several_local_steps_are_refused_for_the_trajectory_unit():
@@ -110,15 +135,95 @@ def test_several_local_steps_are_refused_for_the_trajectory_unit():
         ReinforceSettings(gamma=0.9, clip_norm=1.0, local_steps=2)
 
 
+def test_several_local_steps_are_refused_for_the_person_unit_and_the_sound_ways_named():
+    with pytest.raises(UnsupportedMechanism, match="later iterates") as caught:
+        replace(PERSON, local_steps=2)
+    assert "unit AGENT" in str(caught.value)
+    assert "local-skellam" in str(caught.value)
+
+
+def people(batch, subjects):
+    return replace(batch, subjects=tuple(subjects))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "subjects", "filled"),
+    [
+        ([4, 9, 3], "aba", [True, True, False]),
+        ([4, 9, 3], "aaa", [True, False, False]),
+        ([4, 9, 3, 5], "abcd", [True, True, True]),
+        ([0, 0], "ab", [False, False, False]),
+        ([], "", [False, False, False]),
+    ],
+)
+def test_a_person_update_has_the_announced_rows_whatever_the_data(
+    make_batch, make_network, lengths, subjects, filled
+):
+    network = make_network()
+    for settings in (PERSON, replace(PERSON, return_release=RELEASE, clip_quantile=QUANTILE)):
+        trainer = LocalTrainer(network.policy, settings)
+        update = trainer.local_update(network.flat(), people(make_batch(lengths), subjects))
+        assert update.rows.shape == (3, trainer.dimension)
+        assert (update.unit, update.clip_norm) == (Unit.PERSON, trainer.clip_norm)
+        assert update.rows.any(axis=1).tolist() == filled
+        assert (row_norms(update.rows) <= trainer.clip_norm).all()
+
+
+def test_only_admitted_persons_enter_a_person_update(make_batch, make_network):
+    network, batch = make_network(), people(make_batch([4, 9, 3, 7]), "abac")
+    rows = LocalTrainer(network.policy, PERSON).local_update(network.flat(), batch).rows
+    fresh = replace(batch, batch_id=b"again")
+    trainer = LocalTrainer(network.policy, PERSON)
+    admitted = trainer.local_update(network.flat(), fresh, admitted={"c", "b"}).rows
+    assert np.array_equal(admitted[:2], rows[1:])
+    assert not admitted[2].any()
+    fresh = replace(batch, batch_id=b"nobody")
+    assert not trainer.local_update(network.flat(), fresh, admitted=frozenset()).rows.any()
+
+
+def test_a_person_batch_must_name_its_persons_and_is_spent_all_the_same(make_batch, make_network):
+    network, batch = make_network(), make_batch([4])
+    trainer = LocalTrainer(network.policy, PERSON)
+    with pytest.raises(EnvironmentFault, match="subjects"):
+        trainer.local_update(network.flat(), batch)
+    with pytest.raises(PrivacyError, match="fresh"):
+        trainer.local_update(network.flat(), people(batch, "a"))
+
+
+def test_an_adaptive_clip_is_passed_on_and_checked(make_batch, make_network):
+    network = make_network()
+    trainer = LocalTrainer(network.policy, replace(SETTINGS, clip_quantile=QUANTILE))
+    tight = trainer.local_update(network.flat(), make_batch([4, 9]), current_clip=0.01)
+    assert row_norms(tight.rows[:, :-1]) == pytest.approx([0.2, 0.2])
+    assert tight.rows[:, -1] == pytest.approx([-0.05, -0.05])
+    with pytest.raises(ConfigurationError, match="current_clip"):
+        trainer.local_update(network.flat(), make_batch([4, 9]), current_clip=5.0)
+
+
+def test_arguments_of_another_unit_are_refused_not_ignored(make_batch, make_network):
+    network = make_network()
+    with pytest.raises(ConfigurationError, match="admitted"):
+        LocalTrainer(network.policy, SETTINGS).local_update(
+            network.flat(), make_batch([3]), admitted={"a"}
+        )
+    for unit in (Unit.TRAJECTORY, Unit.AGENT):
+        for changes in ({"units": 3}, {"max_trajectories_per_unit": 2}):
+            with pytest.raises(ConfigurationError, match="PERSON"):
+                replace(SETTINGS, unit=unit, **changes)
+    for units in (None, 0, -1, True, 1.5):
+        with pytest.raises(ConfigurationError, match="units"):
+            replace(PERSON, units=units)
+
+
 def test_units_and_calls_that_do_not_fit_are_refused(make_batch, make_network):
     network = make_network()
-    with pytest.raises(UnsupportedMechanism, match="PERSON"):
-        agent(unit=Unit.PERSON)
     with pytest.raises(UnsupportedMechanism, match="return_release"):
         agent(return_release=RELEASE)
-    with pytest.raises(UnsupportedMechanism, match="local_update"):
+    with pytest.raises(UnsupportedMechanism, match="clip_quantile"):
+        agent(clip_quantile=QUANTILE)
+    with pytest.raises(UnsupportedMechanism, match="use local_steps"):
         LocalTrainer(network.policy, agent()).local_update(network.flat(), make_batch([3]))
-    with pytest.raises(UnsupportedMechanism, match="local_steps"):
+    with pytest.raises(UnsupportedMechanism, match="use local_update"):
         LocalTrainer(network.policy, SETTINGS).local_steps(
             network.flat(), lambda _: make_batch([3])
         )
@@ -137,6 +242,8 @@ def test_units_and_calls_that_do_not_fit_are_refused(make_batch, make_network):
         {"local_steps": 0},
         {"local_steps": True},
         {"local_steps": 1.5},
+        {"max_trajectories_per_unit": 0},
+        {"max_trajectories_per_unit": True},
     ],
 )
 def test_impossible_settings_are_refused(changes):

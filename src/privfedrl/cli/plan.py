@@ -11,6 +11,8 @@ import typer
 from privfedrl.cli.output import BAD_INPUT, console, emit, reported_errors
 from privfedrl.cli.protection import Protection, protected_by
 from privfedrl.errors import ConfigurationError, StorageError
+from privfedrl.federation.tradeoff import tradeoff
+from privfedrl.federation.tradeoff_picture import write_picture
 from privfedrl.plan import Plan
 
 __all__ = ["app", "template_names"]
@@ -22,12 +24,23 @@ app = typer.Typer(help="Check a plan, or start one from a template.", no_args_is
 def check(
     path: Annotated[Path, typer.Argument(help="plan file (TOML)")],
     protection: Protection = None,
+    full: Annotated[
+        bool, typer.Option("--tradeoff", help="noise under other epsilons, fleets and rounds")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw epsilon against noise into this PNG file")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
 ) -> None:
     """Print what PLAN promises and costs, or everything that is wrong with it."""
     try:
         with reported_errors(as_json=False):
-            promised = protected_by(Plan.from_toml(path), protection).check()
+            plan = protected_by(Plan.from_toml(path), protection)
+            promised = plan.check()
+            around = tradeoff(plan) if full else None
+            short = "" if full or as_json else tradeoff(plan).summary()
+            if plot is not None:
+                write_picture(plan, plot)
     except typer.Exit as stop:
         if as_json:
             cause = stop.__cause__
@@ -35,9 +48,10 @@ def check(
             emit({"ok": False, "problems": list(known)})
         raise
     if as_json:
-        emit({"ok": True, **promised.to_dict()})
+        asked = {} if around is None else {"tradeoff": around.to_dict()}
+        emit({"ok": True, **promised.to_dict(), **asked})
     else:
-        typer.echo(str(promised))
+        typer.echo(f"{promised}\n{around or short}")
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Whom a plan's figures are about, and how much of the noise each of them does not know.
 
 Guarantee: promise and statement list the same adversaries, and the first is the one that the noise
-was calibrated for. Whoever can have or read a single upload is listed with the single share in it.
+was calibrated for. Whoever can have or read a single upload is listed with the single share in it,
+and whoever sees a sum before noise is added to it is listed without a figure.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from privfedrl.plan import Plan
 
 __all__ = ["Adversary", "adversaries", "main_adversary"]
 
-Shares = Literal["honest", "all", "all but one", "one"]
+Shares = Literal["honest", "all", "all but one", "one", "no"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Adversary:
     Attributes:
         name: as it is printed.
         shares: noise shares in a release that it does not know: those of the survivors less the
-            colluders ("honest"), of all survivors, of all but its own, or of the victim alone.
+            colluders ("honest"), of all survivors, of all but its own, of the victim alone, or no
+            noise at all. Noise that is not the survivors' is one share, whoever asks.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Adversary:
             "all": plan.threshold,
             "all but one": plan.threshold - 1,
             "one": 1,
+            "no": 0,
         }[self.shares]
 
 
@@ -43,6 +46,10 @@ def main_adversary(plan: Plan) -> str:
     """Against whom the plan's epsilon holds."""
     if plan.privacy.mechanism == "none":
         return "nobody"
+    if plan.privacy.mechanism == "local-skellam":
+        return "everybody but the agent itself"
+    if plan.privacy.mechanism == "central-discrete-gaussian" and not plan.protection.homomorphic:
+        return "all agents and the public, coordinator adding noise honestly"
     if plan.protection.kind == "none":
         return "public"
     coordinator = f"coordinator+{plan.privacy.max_colluding}"
@@ -52,6 +59,8 @@ def main_adversary(plan: Plan) -> str:
 
 def adversaries(plan: Plan) -> tuple[Adversary, ...]:
     """Everybody whom the figures are about."""
+    if not plan.privacy.distributed and plan.privacy.mechanism != "none":
+        return _of_one_share(plan)
     public = Adversary("public", "all")
     if plan.protection.kind == "none":
         return (Adversary("coordinator", "one"), public)
@@ -60,9 +69,22 @@ def adversaries(plan: Plan) -> tuple[Adversary, ...]:
     return (Adversary(main_adversary(plan), "honest"), *_key_holders(plan), *rest)
 
 
+def _of_one_share(plan: Plan) -> tuple[Adversary, ...]:
+    """Central noise, or local steps with noise of their own: how many survive plays no part."""
+    main, public = Adversary(main_adversary(plan), "one"), Adversary("public", "one")
+    if plan.privacy.mechanism == "local-skellam":
+        return (main, public)
+    if not plan.protection.homomorphic:
+        return (main, Adversary("coordinator", "no"), public)
+    careless = [Adversary("coordinator that does not", "no")] if len(_duties(plan)) > 1 else []
+    return (main, *careless, Adversary("key authority", "no"), public)
+
+
 def _duties(plan: Plan) -> list[str]:
     """What the coordinator and its colluding agents must do right for the figure to hold."""
     duties = []
+    if plan.privacy.mechanism == "central-discrete-gaussian":
+        duties.append("key authority adding noise")
     if plan.protection.homomorphic and plan.protection.readding == "none":
         duties.append("adding")
     if plan.protection.kind == "ckks":

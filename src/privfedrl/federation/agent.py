@@ -22,13 +22,20 @@ from privfedrl.errors import (
 )
 from privfedrl.federation.backends import AnyConfig, Backend, RoundClient, Standing
 from privfedrl.federation.broadcast import model_digest, unpack_broadcast
-from privfedrl.federation.contribution import Contribution, contribute, local_trainer
+from privfedrl.federation.contribution import (
+    Contribution,
+    PublishedModel,
+    contribute,
+    local_trainer,
+    published_model,
+)
 from privfedrl.federation.local_experience import LocalExperience
+from privfedrl.federation.persons import admission, check_participation
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.parties import Identity, Journal, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
-from privfedrl.privacy import Charge, Ledger
+from privfedrl.privacy import Charge, Ledger, ParticipationRegister
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.secagg import Edges, OwnEdges
 
@@ -53,6 +60,8 @@ class Agent:
         environment: the agent's own, see :class:`LocalExperience`; or else
         experience: collects one fresh batch; see :data:`Experience`. Exactly one of the two.
         journal: durable record of single-use steps. It must outlive the process.
+        participation: durable, private record of who took part how often; for unit "person" only,
+            and then needed. It must outlive the process.
         entropy: source of keys, masks and noise; the system's unless a test says otherwise.
         clock: seconds since 1970-01-01 UTC, read once when a round is opened.
         edges: how masks are computed: ``OwnEdges(threads=...)`` for long vectors. A simulation
@@ -67,6 +76,7 @@ class Agent:
         registry: Registry,
         ledger: Ledger,
         journal: Journal,
+        participation: ParticipationRegister | None = None,
         environment: EnvSpec | VectorEnv | None = None,
         experience: Experience | None = None,
         entropy: Entropy = system_entropy,
@@ -78,9 +88,11 @@ class Agent:
                 "protection.kind must be 'pairwise', 'bfv' or 'ckks' for an agent, got 'none': "
                 "only the simulator runs unprotected plans, and no bytes of it leave a process"
             )
+        check_participation(plan, participation)
         self._plan = plan
         self._setup = round_setup(plan)
         self._trainer = local_trainer(self._setup)
+        self._participation = participation
         self._identity = identity
         self._registry = registry
         self._ledger = ledger
@@ -120,11 +132,13 @@ class Agent:
         """
         if not self.finished:
             raise LocalProtocolError("start: a round is in progress; finish or drop it first")
-        num_parameters = self._setup.policy.num_parameters
-        signed, parameters = unpack_broadcast(broadcast, num_parameters=num_parameters)
+        adapts = self._plan.privacy.adaptive_clip is not None
+        signed, published = unpack_broadcast(
+            broadcast, num_parameters=self._setup.policy.num_parameters + adapts
+        )
         now = self._clock()
-        config = self._verified(signed, parameters, now)
-        contribution = self._contribution(config, parameters)
+        config, model = self._verified(signed, published, now)
+        contribution = self._contribution(config, model)
         self._reservation = None
         self._client, first = self._backend.join(
             signed,
@@ -163,23 +177,25 @@ class Agent:
             raise AssertionError("unreachable: refused in the constructor")
         return self._setup.backend
 
-    def _verified(self, signed: bytes, parameters: NDArray[np.float64], now: int) -> AnyConfig:
+    def _verified(
+        self, signed: bytes, published: NDArray[np.float64], now: int
+    ) -> tuple[AnyConfig, PublishedModel]:
         config = self._backend.read_config(
             signed, registry=self._registry, plan_digest=self._plan.digest, now=now
         )
-        if config.model_digest != model_digest(parameters):
+        if config.model_digest != model_digest(published):
             raise RemoteProtocolError("the parameters are not the ones in the signed configuration")
         try:
-            self._setup.policy.checked(parameters)
+            return config, published_model(self._setup, published)
         except ConfigurationError as error:
             raise RemoteProtocolError(f"the parameters are no policy: {error}") from error
-        return config
 
-    def _contribution(self, config: AnyConfig, parameters: NDArray[np.float64]) -> Contribution:
+    def _contribution(self, config: AnyConfig, model: PublishedModel) -> Contribution:
         contribution = contribute(
             self._setup,
             self._trainer,
-            parameters,
+            model,
+            admit=admission(self._setup, self._participation, _release_id(config)),
             experience=lambda theta, step: self._experience(
                 theta, config.round, config.attempt, step
             ),
@@ -193,7 +209,7 @@ class Agent:
         self._reservation = self._ledger.reserve(
             Charge(
                 plan_digest=self._plan.digest,
-                release_id=f"{config.task_id.hex()}/{config.round}/{config.attempt}",
+                release_id=_release_id(config),
                 group=contribution.batch_id.hex(),
                 unit=self._plan.unit,
                 adversary=self._setup.adversary,
@@ -207,9 +223,12 @@ class Agent:
         """Replace the worst case by what the signed survivor list proves, once, if it is known."""
         if self._reservation is None or not client.survivors:
             return
-        honest = len(client.survivors) - self._plan.privacy.max_colluding
-        self._ledger.settle(self._reservation, self._setup.event(honest))
+        self._ledger.settle(self._reservation, self._setup.settled(len(client.survivors)))
         self._reservation = None
+
+
+def _release_id(config: AnyConfig) -> str:
+    return f"{config.task_id.hex()}/{config.round}/{config.attempt}"
 
 
 def _experience(

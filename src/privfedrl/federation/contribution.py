@@ -1,20 +1,21 @@
 """What one agent adds to the sum: experience, clipped rows, integers, noise, ring vector.
 
 Guarantee: whatever the environment does (raise, NaN, nothing), the result has the same shape and
-the same noise share; each unit's integer row is within the declared sensitivity (checked on
-integers).
+the same noise; each unit's integer row is within the declared sensitivity (checked on integers).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.errors import EnvironmentFault, PrivacyError
+from privfedrl.errors import ConfigurationError, EnvironmentFault
+from privfedrl.federation.metrics import clip_quantile, return_release
+from privfedrl.federation.noised_steps import NoisedSteps, as_faults
+from privfedrl.federation.persons import Admission
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.primitives.random import Entropy
 from privfedrl.privacy import Unit
@@ -23,11 +24,11 @@ from privfedrl.training import (
     LocalTrainer,
     LocalUpdate,
     ReinforceSettings,
-    ReturnRelease,
     Truncation,
 )
+from privfedrl.training.subjects import distinct_subjects
 
-__all__ = ["Contribution", "contribute", "local_trainer"]
+__all__ = ["Contribution", "PublishedModel", "contribute", "local_trainer", "published_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,10 +51,37 @@ class Contribution:
         return f"Contribution(length={self.vector.shape[0]})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PublishedModel:
+    """What a round is about: float64 [d] parameters, and the clip norm where it adapts."""
+
+    parameters: NDArray[np.float64]
+    clip: float | None
+
+
+def published_model(setup: RoundSetup, published: NDArray[np.float64]) -> PublishedModel:
+    """Split what the coordinator published; inverse of ``coordinator.published``.
+
+    Raises:
+        ConfigurationError: it is no policy of the plan, or the clip leaves the plan's bounds.
+    """
+    bounds = setup.plan.privacy.adaptive_clip
+    if bounds is None:
+        setup.policy.checked(published)
+        return PublishedModel(parameters=published, clip=None)
+    parameters, clip = published[:-1], float(published[-1])
+    setup.policy.checked(parameters)
+    if not bounds.low <= clip <= bounds.high:
+        raise ConfigurationError(
+            f"clip must lie in [{bounds.low:g}, {bounds.high:g}], got {clip!r}"
+        )
+    return PublishedModel(parameters=parameters, clip=clip)
+
+
 def local_trainer(setup: RoundSetup) -> LocalTrainer:
     """The trainer that the plan describes. Needs the extra ``rl``."""
     plan = setup.plan
-    release = plan.privacy.mean_return
+    local = setup.step_codec is not None
     return LocalTrainer(
         setup.policy,
         ReinforceSettings(
@@ -61,11 +89,14 @@ def local_trainer(setup: RoundSetup) -> LocalTrainer:
             clip_norm=plan.privacy.clip_norm,
             entropy_weight=plan.training.entropy_weight,
             truncation=Truncation(plan.training.truncation),
-            return_release=None
-            if release is None
-            else ReturnRelease(low=release.low, high=release.high, weight=release.weight),
+            return_release=return_release(plan),
+            clip_quantile=clip_quantile(plan),
             unit=plan.unit,
-            local_steps=plan.training.local_steps,
+            max_trajectories_per_unit=plan.privacy.max_trajectories_per_unit
+            if plan.unit is Unit.PERSON
+            else 1,
+            units=plan.units_per_agent if plan.unit is Unit.PERSON else None,
+            local_steps=1 if local else plan.training.local_steps,
             learning_rate=plan.training.local_learning_rate,
         ),
     )
@@ -74,9 +105,10 @@ def local_trainer(setup: RoundSetup) -> LocalTrainer:
 def contribute(
     setup: RoundSetup,
     trainer: LocalTrainer,
-    parameters: NDArray[np.float64],
+    model: PublishedModel,
     *,
     experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
+    admit: Admission | None = None,
     rotation_seed: bytes,
     entropy: Entropy,
 ) -> Contribution:
@@ -84,11 +116,14 @@ def contribute(
 
     Args:
         trainer: the agent's, from :func:`local_trainer`; it remembers which batches were used.
-        parameters: float64 [d], the policy of the round.
+        model: of the round.
         experience: (parameters, local step) -> fresh trajectories.
+        admit: who may take part, for unit PERSON; see ``persons``.
         rotation_seed: 32 public bytes of the round.
         entropy: for rounding and noise.
     """
+    # out here: an error of the caller's must not look like one of the environment
+    parameters, clip = model.parameters, model.clip
     lost: list[int] = []
 
     def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
@@ -97,9 +132,13 @@ def contribute(
         lost.append(batch.lost)
         return batch.padded(setup.plan.fleet.horizon)  # a public shape, see padded
 
-    update, fault = _update(setup, trainer, parameters, collect)
+    if setup.step_codec is not None:
+        steps = NoisedSteps(setup, rotation_seed=rotation_seed, entropy=entropy)
+        update, fault = steps.run(trainer, parameters, collect)
+    else:
+        update, fault = _update(setup, trainer, parameters, clip, collect, admit)
     integers = setup.codec.encode_units(update.rows, rotation_seed=rotation_seed, entropy=entropy)
-    if setup.mechanism is not None:
+    if setup.mechanism is not None and setup.plan.privacy.distributed:
         integers = integers + setup.mechanism.sample_share(entropy)
     return Contribution(
         vector=setup.codec.to_ring(integers),
@@ -113,13 +152,20 @@ def _update(
     setup: RoundSetup,
     trainer: LocalTrainer,
     parameters: NDArray[np.float64],
+    clip: float | None,
     collect: Callable[[NDArray[np.float64]], TrajectoryBatch],
+    admit: Admission | None,
 ) -> tuple[LocalUpdate, EnvironmentFault | None]:
     try:
-        with _faults():
+        with as_faults():
             if setup.plan.unit is Unit.AGENT:
                 return trainer.local_steps(parameters, collect), None
-            return trainer.local_update(parameters, collect(parameters)), None
+            batch = collect(parameters)
+            admitted = None if admit is None else admit(distinct_subjects(batch))
+            update = trainer.local_update(
+                parameters, batch, current_clip=clip, admitted=admitted
+            )
+            return update, None
     except EnvironmentFault as fault:
         zeros = LocalUpdate.zeros(
             num_units=setup.plan.units_per_agent,
@@ -128,20 +174,6 @@ def _update(
             unit=setup.plan.unit,
         )
         return zeros, fault
-
-
-@contextlib.contextmanager
-def _faults() -> Iterator[None]:
-    """Any error that data could cause becomes a fault: escaping, it would show that it was caused.
-
-    A PrivacyError is about the caller (the same batch twice), not about what is in the batch.
-    """
-    try:
-        yield
-    except (EnvironmentFault, PrivacyError):
-        raise
-    except Exception as error:
-        raise EnvironmentFault(f"the experience cannot be used: {type(error).__name__}") from error
 
 
 def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:

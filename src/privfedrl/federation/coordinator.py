@@ -6,7 +6,7 @@ mask is removed before the ledger has accepted the survivors. A coordinator sees
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from privfedrl.errors import ConfigurationError, LocalProtocolError
 from privfedrl.federation.backends import Backend, Opening, RoundServer, Standing
 from privfedrl.federation.broadcast import model_digest, pack_broadcast
+from privfedrl.federation.central_noise import with_central_noise
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.federation.strategies import (
     OptimizerState,
@@ -34,8 +35,10 @@ __all__ = [
     "advance",
     "initial_federation_state",
     "next_attempt",
+    "published",
     "reserve_round",
     "settle_round",
+    "with_clip",
 ]
 
 Vector = NDArray[np.float64]
@@ -51,6 +54,7 @@ class FederationState:
         parameters: float64 [d], the released policy.
         optimizer: of the server.
         transcript: digest of the last round's transcript, 32 bytes; zeros before the first.
+        clip: the current clip norm, where it adapts; None = the plan's.
     """
 
     task_id: bytes
@@ -58,6 +62,7 @@ class FederationState:
     parameters: Vector
     optimizer: OptimizerState
     transcript: bytes
+    clip: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,7 +138,7 @@ class Coordinator:
         self._ledger = ledger
         self._entropy = entropy
         self._clock = clock
-        self._state = state
+        self._state = with_clip(self._setup, state)
         self._server: RoundServer | None = None
         self._opening: _Opening | None = None
         self._result: RoundResult | None = None
@@ -180,7 +185,7 @@ class Coordinator:
                 task_id=self._state.task_id,
                 round=self._state.round,
                 attempt=opening.attempt,
-                model_digest=model_digest(self._state.parameters),
+                model_digest=model_digest(published(self._state)),
                 previous_transcript=self._state.transcript,
                 round_seed=opening.seed,
             ),
@@ -216,6 +221,7 @@ class Coordinator:
             if opening is None or not server.finished:
                 raise LocalProtocolError("result: the round is still open")
             total = server.result()
+            vector = self._noised(total.vector)
             transcript = self._backend.sign(
                 total.record,
                 identity=self._identity,
@@ -225,12 +231,18 @@ class Coordinator:
                 self._setup,
                 self._state,
                 opening,
-                total.vector,
+                vector,
                 total.survivors,
                 transcript=transcript.to_bytes(),
                 transcript_digest=transcript.digest,
             )
         return self._result
+
+    def _noised(self, vector: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+        """The sum with central noise, where the coordinator is the one to add it."""
+        if self._plan.protection.homomorphic:
+            return vector
+        return with_central_noise(self._setup, vector, self._entropy)
 
     def _running(self) -> RoundServer:
         if self._server is None:
@@ -240,7 +252,7 @@ class Coordinator:
     def _with_policy(self, invitation: Outgoing) -> Outgoing:
         if self._registry.role_of(invitation.recipient) != "agent":
             return invitation
-        data = pack_broadcast(invitation.data, self._state.parameters)
+        data = pack_broadcast(invitation.data, published(self._state))
         return Outgoing(recipient=invitation.recipient, data=data)
 
     def _settle(self, opening: _Opening, survivors: int) -> bytes:
@@ -297,8 +309,7 @@ def reserve_round(
 
 def settle_round(setup: RoundSetup, ledger: Ledger, opening: _Opening, survivors: int) -> None:
     """Replace the reserved worst case by the shares of the survivors less the colluders."""
-    honest = survivors - setup.plan.privacy.max_colluding
-    ledger.settle(opening.reservation, setup.event(honest), note=f"survivors={survivors}")
+    ledger.settle(opening.reservation, setup.settled(survivors), note=f"survivors={survivors}")
 
 
 def advance(
@@ -312,7 +323,9 @@ def advance(
     transcript_digest: bytes,
 ) -> tuple[FederationState, RoundResult]:
     """Post-process an opened sum into the next state. Pure."""
-    released = released_mean(setup, ring_sum, survivors=len(survivors), seed=opening.seed)
+    released = released_mean(
+        setup, ring_sum, survivors=len(survivors), seed=opening.seed, clip=state.clip
+    )
     parameters, optimizer = server_step(
         setup.plan.federation,
         state.parameters,
@@ -326,6 +339,7 @@ def advance(
         parameters=parameters,
         optimizer=optimizer,
         transcript=transcript_digest,
+        clip=released.next_clip,
     )
     result = RoundResult(
         round=state.round,
@@ -343,10 +357,21 @@ def _with_parameters(state: FederationState, parameters: Vector) -> FederationSt
         raise ConfigurationError(
             f"parameters must be finite with shape {state.parameters.shape}, got {parameters.shape}"
         )
-    return FederationState(
-        task_id=state.task_id,
-        round=state.round,
-        parameters=parameters.astype(np.float64),
-        optimizer=state.optimizer,
-        transcript=state.transcript,
-    )
+    return replace(state, parameters=parameters.astype(np.float64))
+
+
+def with_clip(setup: RoundSetup, state: FederationState) -> FederationState:
+    """A fresh run under an adaptive clip starts with the plan's."""
+    adapts = setup.plan.privacy.adaptive_clip is not None
+    if adapts and state.clip is None:
+        return replace(state, clip=setup.plan.privacy.clip_norm)
+    if not adapts and state.clip is not None:
+        raise ConfigurationError(
+            f"clip must be None, the plan's clip does not adapt, got {state.clip!r}"
+        )
+    return state
+
+
+def published(state: FederationState) -> Vector:
+    """What agents are told and sign for: float64 [d], and the current clip where it adapts."""
+    return state.parameters if state.clip is None else np.append(state.parameters, state.clip)

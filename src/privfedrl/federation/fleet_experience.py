@@ -8,6 +8,7 @@ block only saves time; no agent object sees another agent's batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from privfedrl.envs import EnvSpec
 from privfedrl.errors import EnvironmentFault
 from privfedrl.federation.setup import RoundSetup
+from privfedrl.plan import Plan
+from privfedrl.privacy import Unit
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, collect_fleet
 
 __all__ = ["FleetExperience", "generator"]
@@ -96,4 +99,21 @@ class FleetExperience:
         self.steps += sum(
             int(batch.lengths.sum()) for batch in found if isinstance(batch, TrajectoryBatch)
         )
-        return found
+        persons = self._setup.plan.simulation.persons_per_agent
+        if self._setup.plan.unit is not Unit.PERSON:
+            return found
+        return [
+            replace(batch, subjects=_subjects(self._setup.plan, persons, round_index))
+            if isinstance(batch, TrajectoryBatch)
+            else batch
+            for batch in found
+        ]
+
+
+def _subjects(plan: Plan, persons: int, round_index: int) -> tuple[str, ...]:
+    """Simulated persons take turns, each with as many trajectories as count."""
+    first = round_index * plan.units_per_agent
+    return tuple(
+        f"person-{(first + index // plan.privacy.max_trajectories_per_unit) % persons}"
+        for index in range(plan.fleet.trajectories)
+    )

@@ -15,9 +15,9 @@ from functools import cache
 from importlib import metadata
 
 from privfedrl.errors import PrivacyError
-from privfedrl.federation.adversaries import adversaries
+from privfedrl.federation.adversaries import Adversary, adversaries
 from privfedrl.federation.backends import Homomorphic
-from privfedrl.federation.bounds import bounded_epsilon
+from privfedrl.federation.bounds import bounded_curve, bounded_epsilon
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.he import HEParameters
 from privfedrl.plan import Plan
@@ -25,11 +25,11 @@ from privfedrl.privacy import (
     Adjacency,
     DpEvent,
     Ledger,
-    SkellamEvent,
     Statement,
     Unit,
     compose,
 )
+from privfedrl.privacy.claims import claim
 from privfedrl.privacy.statement import UNSIGNED
 from privfedrl.privacy.statement_fields import (
     AccountantField,
@@ -56,7 +56,31 @@ from privfedrl.privacy.statement_fields import (
 __all__ = ["environment_hash", "run_statement"]
 
 _VALID_DAYS = 365
-_CURVE_DELTAS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4)
+# name, where noise is added, what carries the claim
+_MECHANISM_TEXT = {
+    "skellam": (
+        "distributed Skellam",
+        "a share at every agent, before its vector is protected",
+        "sized so that {floor} honest survivors carry the claim",
+    ),
+    "discrete-gaussian": (
+        "distributed discrete Gaussian",
+        "a share at every agent, before its vector is protected",
+        "sized so that {floor} honest survivors carry the claim",
+    ),
+    "central-discrete-gaussian": (
+        "central discrete Gaussian",
+        "one share on the sum, by {centre}, which sees the sum without it",
+        "one, whoever survives",
+    ),
+    "local-skellam": (
+        "local DP-SGD with Skellam noise",
+        "a whole share in every local step of every agent",
+        "one in each step, whoever survives or colludes",
+    ),
+}
+_NOT_COUNTED = "not applicable: how many persons the agents have is known to them alone"
+_COMPARISON = "delta should be below one over the number of persons"
 _NONE = "not applicable: this run adds no noise and promises nothing"
 
 
@@ -82,9 +106,10 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
     plan = setup.plan
     today = datetime.datetime.now(tz=datetime.UTC).date()
     version = metadata.version("privfedrl")
-    population = plan.fleet.agents * plan.fleet.trajectories * plan.federation.rounds
-    if plan.unit is Unit.AGENT:
-        population = plan.fleet.agents
+    population = plan.fleet.agents
+    if plan.unit is Unit.TRAJECTORY:
+        steps = plan.training.local_steps
+        population *= plan.fleet.trajectories * plan.federation.rounds * steps
     return Statement(
         identity=IdentityField(
             statement_id=f"{plan.name}/{ledger.head[:16]}",
@@ -98,8 +123,10 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
         adjacency=AdjacencyField(relation=Adjacency.ADD_REMOVE.value, population_is_public=True),
         epsilon=EpsilonField(claims=_claims(setup, ledger) if setup.mechanism else _NONE),
         delta_context=DeltaContextField(
-            population=population,
-            comparison=f"delta x units = {plan.privacy.delta * population:.3g}",
+            population=_NOT_COUNTED if plan.unit is Unit.PERSON else population,
+            comparison=_COMPARISON
+            if plan.unit is Unit.PERSON
+            else f"delta x units = {plan.privacy.delta * population:.3g}",
         ),
         mechanism=_mechanism(setup),
         sampling=SamplingField(
@@ -160,55 +187,44 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
     main = _claim(setup, setup.adversary, events)
     if main is None:
         raise PrivacyError("the ledger holds releases for which no epsilon is proven")
-    if plan.protection.kind == "none":
+    if plan.protection.kind == "none" and plan.privacy.distributed:
         return (main,)
-    known = plan.privacy.max_colluding
-    others = []
-    for adversary in adversaries(plan)[1:]:
-        if adversary.shares == "all":
-            others.append(_claim(setup, adversary.name, [*_with_more(setup, events, known)]))
-        if adversary.shares == "one":
-            others.append(_claim(setup, adversary.name, [*_with_one_share(setup, events)]))
+    others = [
+        _claim(setup, adversary.name, [*_as_seen_by(adversary, setup, events)])
+        for adversary in adversaries(plan)[1:]
+        if adversary.shares != "all but one"
+    ]
     return (main, *(claim for claim in others if claim is not None))
 
 
-def _with_more(
-    setup: RoundSetup, events: Iterable[tuple[str, DpEvent]], extra: int
+def _as_seen_by(
+    adversary: Adversary, setup: RoundSetup, events: Iterable[tuple[str, DpEvent]]
 ) -> Iterable[tuple[str, DpEvent]]:
-    """The same releases for somebody who knows ``extra`` fewer of the noise shares in them."""
+    """The same releases for somebody who does not know another number of shares in them."""
     for group, event in events:
-        if not isinstance(event, SkellamEvent) or setup.mechanism is None:
-            raise PrivacyError("every release of a plan with noise must be a Skellam event")
-        variance = event.variance + extra * setup.mechanism.share_variance
-        yield group, SkellamEvent(sensitivity=event.sensitivity, variance=variance)
-
-
-def _with_one_share(
-    setup: RoundSetup, events: Iterable[tuple[str, DpEvent]]
-) -> Iterable[tuple[str, DpEvent]]:
-    """The same releases for somebody who can read single uploads: each has its agent's share."""
-    for group, event in events:
-        if not isinstance(event, SkellamEvent) or setup.mechanism is None:
-            raise PrivacyError("every release of a plan with noise must be a Skellam event")
-        yield group, setup.event(1)
+        shares = setup.shares_in(event)
+        if adversary.shares == "all":
+            yield group, setup.event(shares + setup.plan.privacy.max_colluding)
+        else:
+            yield group, setup.event(adversary.least(setup.plan))
 
 
 def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim | None:
     """The claim against one adversary; None where no finite epsilon is proven."""
     plan = setup.plan
     spent = compose(plan.unit, events, setup.accounted_delta)
-    if not math.isfinite(spent.epsilon):
-        raise PrivacyError("the ledger holds a release without noise under a plan that adds some")
     epsilon = bounded_epsilon(setup, events)
     if not math.isfinite(epsilon):
         return None
-    return Claim(
+    return claim(
         adversary=adversary,
         epsilon=epsilon,
         delta=plan.privacy.delta,
         bound=spent.bound,
-        curve_kind="RDP of the Skellam mechanism",
-        curve=tuple((delta, compose(plan.unit, events, delta).epsilon) for delta in _CURVE_DELTAS),
+        replace_one=bounded_epsilon(setup, events, adjacency=Adjacency.REPLACE_ONE),
+        regime="committed",
+        curve_kind=f"{spent.bound} of {_MECHANISM_TEXT[plan.privacy.mechanism][0]}",
+        curve=bounded_curve(setup, events),
     )
 
 
@@ -221,6 +237,15 @@ def _unit(setup: RoundSetup) -> UnitField:
             enforced_by="each agent's ledger refuses a second reservation of the same batch; "
             "LocalTrainer refuses a used batch",
         )
+    if plan.unit is Unit.PERSON:
+        return UnitField(
+            unit="person",
+            max_contributions=f"{plan.privacy.max_trajectories_per_unit} trajectories in a round, "
+            f"summed and then clipped, {plan.releases_per_unit} rounds; a subject id names one "
+            "person at one agent",
+            enforced_by="each agent's ParticipationRegister counts a participation before "
+            "anything is computed; LocalTrainer drops surplus trajectories unread",
+        )
     return UnitField(
         unit="agent",
         max_contributions=f"one clipped model delta per round, {plan.federation.rounds} rounds",
@@ -231,15 +256,15 @@ def _unit(setup: RoundSetup) -> UnitField:
 def _mechanism(setup: RoundSetup) -> MechanismField:
     plan = setup.plan
     noisy = setup.mechanism is not None
+    centre = "the key authority" if plan.protection.homomorphic else "the coordinator"
+    name, location, shares = _MECHANISM_TEXT.get(plan.privacy.mechanism, ("none", _NONE, _NONE))
     return MechanismField(
-        name="distributed Skellam on conditionally rounded integers" if noisy else "none",
+        name=f"{name} on conditionally rounded integers" if noisy else name,
         noise_added=noisy,
         clip_norm=setup.total_clip,
         noise_multiplier=setup.noise_multiplier if noisy else _NONE,
-        noise_location="a share at every agent, before its vector is protected" if noisy else _NONE,
-        noise_shares=f"sized so that {plan.honest_floor} honest survivors carry the claim"
-        if noisy
-        else _NONE,
+        noise_location=location.format(centre=centre),
+        noise_shares=shares.format(floor=plan.honest_floor),
         dropout_tolerance=f"{plan.tolerated_dropouts} of {plan.fleet.agents} agents per "
         "round; fewer survivors abort the round without a sum",
     )

@@ -17,7 +17,7 @@ from privfedrl.parties import Identity, Registry, SqliteJournal
 from privfedrl.parties.identity import Role
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Entropy
-from privfedrl.privacy import Ledger
+from privfedrl.privacy import Ledger, ParticipationRegister, Unit
 
 __all__ = ["AUDITOR", "COORDINATOR", "KEY_AUTHORITY", "Participants"]
 
@@ -40,6 +40,7 @@ class Participants:
         registry: who may take part.
         ledger: the coordinator's.
         ledgers, journals: of the agents and the key authority, by name.
+        participation: of the agents, by name, for unit "person".
     """
 
     agents: tuple[str, ...]
@@ -49,6 +50,7 @@ class Participants:
     ledger: Ledger
     ledgers: dict[str, Ledger]
     journals: dict[str, SqliteJournal]
+    participation: dict[str, ParticipationRegister]
 
     @classmethod
     @contextlib.contextmanager
@@ -67,6 +69,13 @@ class Participants:
                 journals[name] = stack.enter_context(
                     contextlib.closing(SqliteJournal(home / "journal.db"))
                 )
+            participation = {}
+            for name in agents if plan.unit is Unit.PERSON else ():
+                home = directory.agent(name)
+                home.mkdir(parents=True, exist_ok=True)
+                participation[name] = stack.enter_context(
+                    ParticipationRegister(home / "participation.db")
+                )
             yield cls(
                 agents=agents,
                 services=services,
@@ -75,6 +84,7 @@ class Participants:
                 ledger=stack.enter_context(Ledger.open(directory.ledger)),
                 ledgers=ledgers,
                 journals=journals,
+                participation=participation,
             )
 
     def heads(self) -> dict[str, str]:

@@ -203,6 +203,11 @@ def _check_budget(setup: RoundSetup) -> None:
     """A ledger would refuse the last round: only for an epsilon so large that e^epsilon matters."""
     if setup.mechanism is None:
         return
+    if not setup.accounted_delta > 0.0:
+        raise ConfigurationError(
+            f"privacy.epsilon = {setup.budget:g} cannot be kept: at that epsilon the noise "
+            f"sampler's share of delta is above {setup.plan.privacy.delta:g}; ask for a smaller one"
+        )
     worst = _epsilon(setup, setup.worst_event, Adjacency.ADD_REMOVE)
     if not worst <= setup.budget:
         raise ConfigurationError(

@@ -57,6 +57,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     first: bytes
     second: bytes
     transcript: bytes
+    clip: float | None
     sums: dict[str, float]
     anchors: dict[str, str]
     rows: dict[str, bytes]
@@ -163,6 +164,7 @@ class RunDirectory:
                 first=_pack(state.optimizer.first),
                 second=_pack(state.optimizer.second),
                 transcript=state.transcript,
+                clip=state.clip,
                 sums=dict(sums),
                 anchors=dict(anchors),
                 rows={name: _digest(self._lines(name)[: state.round]) for name in _ROWS},
@@ -187,6 +189,7 @@ class RunDirectory:
                 step=saved.step, first=_unpack(saved.first), second=_unpack(saved.second)
             ),
             transcript=saved.transcript,
+            clip=saved.clip,
         )
         return state, saved.sums
 

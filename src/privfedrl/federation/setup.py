@@ -12,23 +12,37 @@ from functools import lru_cache
 from typing import Literal
 
 from privfedrl.encoding import FixedPoint, rounding_bound
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, PrivacyError
 from privfedrl.federation.adversaries import main_adversary
 from privfedrl.federation.backends import Backend, Homomorphic, Pairwise
 from privfedrl.he import HEParameters, ParameterSet
 from privfedrl.he.parameters import MIN_GUARD_BITS
 from privfedrl.plan import Plan
 from privfedrl.privacy import (
+    CentralDiscreteGaussian,
+    DiscreteGaussianEvent,
+    DistributedDiscreteGaussian,
     DistributedSkellam,
     DpEvent,
     IntegerSensitivity,
+    LocalSkellam,
+    Mechanism,
+    SkellamEvent,
+    Target,
     UnboundedEvent,
-    calibrate_skellam,
+    least_noise,
 )
 from privfedrl.rollout import MlpPolicy
 from privfedrl.secagg import SecAggParameters
 
-__all__ = ["RoundSetup", "round_setup"]
+__all__ = ["MECHANISMS", "RoundSetup", "round_setup"]
+
+MECHANISMS: dict[str, type[Mechanism]] = {
+    "skellam": DistributedSkellam,
+    "discrete-gaussian": DistributedDiscreteGaussian,
+    "central-discrete-gaussian": CentralDiscreteGaussian,
+    "local-skellam": LocalSkellam,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +54,10 @@ class RoundSetup:
         policy: shape of the policy; its parameters are the first coordinates of a contribution.
         dimension: coordinates of a contribution before padding (parameters and released metrics).
         total_clip: L2 norm that bounds one unit's whole row, metrics included.
-        sensitivity: how far one unit can move the integer sum.
+        sensitivity: how far one unit can move the integers that noise is added to.
         codec: clipped rows to ring vectors and back.
-        mechanism: the noise share of each agent, or None in a control run without noise.
+        step_codec: the same for one local step, where each step has noise of its own; else None.
+        mechanism: the noise, or None in a control run without.
         backend: how the sum is formed; None where the plan has no protection.
         adversary: whom the plan's epsilon is about.
     """
@@ -53,20 +68,36 @@ class RoundSetup:
     total_clip: float
     sensitivity: IntegerSensitivity
     codec: FixedPoint
-    mechanism: DistributedSkellam | None
+    step_codec: FixedPoint | None
+    mechanism: Mechanism | None
     backend: Backend | None
     adversary: str
 
-    def event(self, honest_survivors: int) -> DpEvent:
-        """One round's release when ``honest_survivors`` shares are unknown to the adversary."""
-        if self.mechanism is None:
+    def event(self, shares: int) -> DpEvent:
+        """One round's release when ``shares`` noise shares in it are unknown to the adversary."""
+        if self.mechanism is None or shares == 0:
             return UnboundedEvent(unit=self.plan.unit)
-        return self.mechanism.event(honest_survivors)
+        return self.mechanism.event(shares)
+
+    def settled(self, survivors: int) -> DpEvent:
+        """One round's release to the main adversary when that many agents' vectors are in it."""
+        if not self.plan.privacy.distributed:
+            return self.event(1)
+        return self.event(survivors - self.plan.privacy.max_colluding)
+
+    def shares_in(self, event: DpEvent) -> int:
+        """How many of the mechanism's shares ``event`` holds; the inverse of :meth:`event`."""
+        match event, self.mechanism:
+            case DiscreteGaussianEvent(shares=shares), Mechanism():
+                return shares
+            case SkellamEvent(variance=variance), Mechanism(share_variance=share):
+                return variance // share
+        raise PrivacyError("every release of a plan with noise must be an event of its mechanism")
 
     @property
     def worst_event(self) -> DpEvent:
         """The costliest release that the protocol allows: exactly the threshold survives."""
-        return self.event(self.plan.honest_floor)
+        return self.event(self.plan.noise_floor)
 
     @property
     def budget(self) -> float:
@@ -74,27 +105,47 @@ class RoundSetup:
         return math.inf if self.mechanism is None else self.plan.privacy.epsilon
 
     @property
+    def shares_per_run(self) -> int:
+        """Noise shares in everything that one unit is part of: what the sampler is charged for."""
+        agents = self.plan.fleet.agents if self.plan.privacy.distributed else 1
+        return agents * self.plan.releases_per_unit
+
+    @property
     def accounted_delta(self) -> float:
         """The plan's delta less what the noise sampler may deviate from its exact distribution."""
         if self.mechanism is None:
             return self.plan.privacy.delta
         charged = self.mechanism.sampler_delta(
-            epsilon=self.plan.privacy.epsilon,
-            shares=self.plan.fleet.agents * self.plan.releases_per_unit,
+            epsilon=self.plan.privacy.epsilon, shares=self.shares_per_run
         )
         return self.plan.privacy.delta - charged
 
     @property
-    def noise_std(self) -> float:
-        """Standard deviation of one agent's share in real units, per coordinate."""
+    def share_std(self) -> float:
+        """Standard deviation of one noise share in real units, per coordinate."""
         if self.mechanism is None:
             return 0.0
-        return math.sqrt(self.mechanism.share_variance) * self.total_clip / self.codec.resolution
+        resolution = self.plan.encoding.resolution
+        return math.sqrt(self.mechanism.share_variance) * self.total_clip / resolution
 
     @property
     def noise_multiplier(self) -> float:
-        """sigma / clip of the noise that the honest survivors carry at the threshold."""
-        return self.noise_std * math.sqrt(self.plan.honest_floor) / self.total_clip
+        """sigma / clip of the noise that the promise rests on."""
+        return self.share_std * math.sqrt(self.plan.noise_floor) / self.total_clip
+
+    @property
+    def rows_per_agent(self) -> int:
+        """Rows in one agent's vector: its units, or the one model delta that it sends."""
+        return 1 if self.step_codec is not None else self.plan.units_per_agent
+
+    def released_std(self, survivors: int) -> float:
+        """Standard deviation of the noise in a released mean, per coordinate, before the clip."""
+        if self.step_codec is not None:
+            # steps add up; that a step changes the gradient of the next is left out
+            steps, each = self.plan.training.local_steps, self.share_std / self.plan.units_per_agent
+            return self.plan.training.local_learning_rate * each * math.sqrt(steps / survivors)
+        shares = survivors if self.plan.privacy.distributed else 1
+        return self.share_std * math.sqrt(shares) / (survivors * self.rows_per_agent)
 
 
 def round_setup(plan: Plan) -> RoundSetup:
@@ -115,10 +166,9 @@ def _cached(plan: Plan) -> RoundSetup:
         action="categorical" if plan.policy.action_kind == "discrete" else "gaussian",
         action_size=plan.policy.actions,
     )
-    privacy = plan.privacy
-    release = privacy.mean_return
-    dimension = policy.num_parameters + (0 if release is None else 1)
-    total_clip = privacy.clip_norm * math.sqrt(1 + (0 if release is None else release.weight**2))
+    metrics = _metric_weights(plan)
+    dimension = policy.num_parameters + len(metrics)
+    total_clip = plan.privacy.clip_norm * math.sqrt(1 + sum(weight**2 for weight in metrics))
     padded = 1 << (dimension - 1).bit_length()
     l2_squared, l1 = rounding_bound(
         clip_norm=total_clip, resolution=plan.encoding.resolution, dimension=padded
@@ -126,18 +176,20 @@ def _cached(plan: Plan) -> RoundSetup:
     bound = IntegerSensitivity(l2_squared=l2_squared, l1=l1, unit=plan.unit)
     mechanism = _mechanism(plan, bound, padded)
     share = 0 if mechanism is None else mechanism.share_variance
-    codec = FixedPoint(
-        ring_bits=plan.encoding.ring_bits,
+    local = plan.privacy.mechanism == "local-skellam"
+    noised = FixedPoint(
+        ring_bits=64 if local else plan.encoding.ring_bits,
         dimension=dimension,
         resolution=plan.encoding.resolution,
         clip_norm=total_clip,
-        max_units=plan.public_denominator,
-        noise_variance=share * plan.fleet.agents,
-        lane_bits=plan.encoding.lane_bits,
-        headroom_rule=plan.encoding.headroom,
+        max_units=plan.units_per_agent if local else plan.public_denominator,
+        noise_variance=share * (plan.fleet.agents if plan.privacy.distributed else 1),
+        lane_bits=None if local else plan.encoding.lane_bits,
+        headroom_rule="worst-case" if local else plan.encoding.headroom,
     )
-    if codec.sensitivity(plan.unit) != bound or codec.padded != padded:
+    if noised.sensitivity(plan.unit) != bound or noised.padded != padded:
         raise AssertionError("unreachable: codec and noise must rest on the same bound")
+    codec = _delta_codec(plan, noised) if local else noised
     return RoundSetup(
         plan=plan,
         policy=policy,
@@ -145,22 +197,49 @@ def _cached(plan: Plan) -> RoundSetup:
         total_clip=total_clip,
         sensitivity=bound,
         codec=codec,
+        step_codec=noised if local else None,
         mechanism=mechanism,
         backend=_backend(plan, codec),
         adversary=main_adversary(plan),
     )
 
 
-def _mechanism(plan: Plan, bound: IntegerSensitivity, padded: int) -> DistributedSkellam | None:
+def _metric_weights(plan: Plan) -> list[float]:
+    """One weight for each coordinate beside the policy's."""
+    release, clip = plan.privacy.mean_return, plan.privacy.adaptive_clip
+    weights = [] if release is None else [release.weight] * (1 + release.spread)
+    return weights if clip is None else [*weights, clip.weight]
+
+
+def _delta_codec(plan: Plan, step: FixedPoint) -> FixedPoint:
+    """For the model delta of noised local steps: its clip is a range, not a sensitivity."""
+    noise = math.sqrt(step.noise_variance * step.padded) * step.clip_norm / step.resolution
+    # twice the root mean square of the noise: longer ones occur with negligible probability
+    per_step = step.clip_norm + 2.0 * noise / plan.units_per_agent
+    reach = plan.training.local_steps * plan.training.local_learning_rate * per_step
+    return FixedPoint(
+        ring_bits=plan.encoding.ring_bits,
+        dimension=step.dimension,
+        resolution=plan.encoding.resolution,
+        clip_norm=min(max(reach, 1e-100), 1e100),
+        max_units=plan.fleet.agents,
+        noise_variance=0,
+        lane_bits=plan.encoding.lane_bits,
+        headroom_rule=plan.encoding.headroom,
+    )
+
+
+def _mechanism(plan: Plan, bound: IntegerSensitivity, padded: int) -> Mechanism | None:
     if plan.privacy.mechanism == "none":
         return None
-    return calibrate_skellam(
-        sensitivity=bound,
-        min_honest=plan.honest_floor,
-        epsilon=plan.privacy.epsilon,
-        delta=plan.privacy.delta,
-        num_coordinates=padded,
+    kind = MECHANISMS[plan.privacy.mechanism]
+    return least_noise(
+        lambda variance: kind(sensitivity=bound, share_variance=variance, num_coordinates=padded),
+        Target(epsilon=plan.privacy.epsilon, delta=plan.privacy.delta),
+        min_honest=plan.noise_floor,
         participations=plan.releases_per_unit,
+        low=kind.least_variance,
+        high=kind.most_variance,
     )
 
 

@@ -20,7 +20,8 @@ from privfedrl.envs import heterogeneous, nominal
 from privfedrl.errors import EnvironmentFault, RoundAborted
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.broadcast import model_digest
-from privfedrl.federation.contribution import contribute, local_trainer
+from privfedrl.federation.central_noise import with_central_noise
+from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.coordinator import (
     Coordinator,
     FederationState,
@@ -28,12 +29,15 @@ from privfedrl.federation.coordinator import (
     advance,
     initial_federation_state,
     next_attempt,
+    published,
     reserve_round,
     settle_round,
+    with_clip,
 )
 from privfedrl.federation.fleet_experience import FleetExperience, generator
 from privfedrl.federation.guarantee import run_statement
 from privfedrl.federation.participants import AUDITOR, KEY_AUTHORITY, Participants
+from privfedrl.federation.persons import admission
 from privfedrl.federation.run_directory import (
     METRICS,
     ORACLE,
@@ -160,6 +164,7 @@ class Simulation:
             self.sums = {"wall_s": 0.0, "env_steps": 0.0}
         else:
             self.state, self.sums = saved
+        self.state = with_clip(self.setup, self.state)
         directory.cut()
         protected = plan.protection.kind != "none"
         self.run_one = self._protected if protected else self._clear
@@ -209,6 +214,7 @@ class Simulation:
                 registry=self.participants.registry,
                 ledger=self.participants.ledgers[name],
                 journal=self.participants.journals[name],
+                participation=self.participants.participation.get(name),
                 experience=self._experience_of(index),
                 entropy=self._agent_entropy(name),
                 edges=self.edges,
@@ -227,6 +233,7 @@ class Simulation:
                     registry=people.registry,
                     ledger=people.ledgers[KEY_AUTHORITY],
                     journal=people.journals[KEY_AUTHORITY],
+                    entropy=self._agent_entropy(KEY_AUTHORITY),
                 )
             )
         if AUDITOR in people.services:
@@ -315,8 +322,13 @@ class Simulation:
                 contribution = contribute(
                     self.setup,
                     self.trainers[name],
-                    self.state.parameters,
+                    published_model(self.setup, published(self.state)),
                     experience=self._clear_experience(index, opening.attempt),
+                    admit=admission(
+                        self.setup,
+                        self.participants.participation.get(name),
+                        f"{self.state.task_id.hex()}/{self.state.round}/{opening.attempt}",
+                    ),
                     rotation_seed=opening.seed,
                     entropy=streams[name],
                 )
@@ -330,7 +342,11 @@ class Simulation:
         self._refuse_if_all_failed(faults)
         with clock.stage("secure aggregation"):
             settle_round(self.setup, ledger, opening, len(vectors))
-            total = ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits)
+            total = with_central_noise(
+                self.setup,
+                ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits),
+                entropy,
+            )
             transcript = self._ideal_transcript(opening.attempt, vectors, total)
             state, result = advance(
                 self.setup,
@@ -353,7 +369,7 @@ class Simulation:
             round=self.state.round,
             attempt=attempt,
             plan_digest=self.plan.digest,
-            model_digest=model_digest(self.state.parameters),
+            model_digest=model_digest(published(self.state)),
             registry=self.participants.registry,
             previous_transcript=self.state.transcript,
             survivors=survivors,

@@ -69,6 +69,8 @@ def released_row(
         "epsilon": epsilon if np.isfinite(epsilon) else None,
         "released_mean_return": result.released.mean_return,
         "released_mean_return_std": result.released.mean_return_std,
+        "released_return_spread": result.released.return_spread,
+        "next_clip": result.released.next_clip,
         "bytes_up_max": max(traffic.up.values(), default=0),
         "bytes_down_max": max(traffic.down.values(), default=0),
         "policy_sha256": hashlib.sha256(parameter_bytes(result.parameters)).hexdigest(),

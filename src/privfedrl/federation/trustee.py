@@ -17,13 +17,14 @@ from typing import Protocol, Self
 
 from privfedrl.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
 from privfedrl.federation.backends import Homomorphic
+from privfedrl.federation.central_noise import with_central_noise
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.he import HEAuditor, HEConfig, HEParameters, KeyAuthority, Vault
 from privfedrl.he.frames import Kind, frame_limit, peek
 from privfedrl.he.vault import SecretKey
 from privfedrl.parties import Identity, Journal, Outgoing, Registry
 from privfedrl.plan import Plan
-from privfedrl.primitives.random import Clock, system_clock
+from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Charge, Ledger
 
 __all__ = ["SumAuditor", "Trustee"]
@@ -101,6 +102,7 @@ class Trustee(_Rounds):
         ledger: its own; charged before a key is used.
         journal: durable record of rounds keyed and sums opened. It must outlive the process.
         clock: seconds since 1970-01-01 UTC.
+        entropy: of central noise, where the plan has it; keys have a source of their own.
         vault: where a secret key lives; a process for each round unless a caller says otherwise.
     Raises:
         ConfigurationError: the plan does not encrypt.
@@ -115,13 +117,14 @@ class Trustee(_Rounds):
         ledger: Ledger,
         journal: Journal,
         clock: Clock = system_clock,
+        entropy: Entropy = system_entropy,
         vault: Callable[[], SecretKey] = Vault,
     ) -> None:
         self._setup, parameters = _homomorphic(plan)
         super().__init__(parameters)
         self._identity, self._registry = identity, registry
         self._ledger, self._journal, self._clock = ledger, journal, clock
-        self._new_vault = vault
+        self._new_vault, self._entropy = vault, entropy
         self._spare: SecretKey | None = None
         self._closed = False
 
@@ -154,6 +157,7 @@ class Trustee(_Rounds):
             plan_digest=self._setup.plan.digest,
             journal=self._journal,
             before_decrypt=self._charge,
+            before_showing=lambda total: with_central_noise(self._setup, total, self._entropy),
             vault=self._take_vault,
             clock=self._clock,
         )
@@ -180,9 +184,10 @@ class Trustee(_Rounds):
                 delta=self._setup.accounted_delta,
             )
         )
-        honest = len(contributors) - plan.privacy.max_colluding
         self._ledger.settle(
-            reservation, self._setup.event(honest), note=f"contributors={len(contributors)}"
+            reservation,
+            self._setup.settled(len(contributors)),
+            note=f"contributors={len(contributors)}",
         )
         return bytes.fromhex(self._ledger.head)
 

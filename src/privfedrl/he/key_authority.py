@@ -68,6 +68,8 @@ class KeyAuthority(Participant):
         before_decrypt: (config, contributors) -> head of the authority's own ledger, 32 bytes, in
             which this opening has been charged durably. If it raises, nothing is decrypted, the
             key is ended and its error propagates.
+        before_showing: what is stated instead of the decrypted sum, as a function of it: central
+            noise. Everybody but this authority sees only that.
         vault: holds the secret key; a process of its own unless a caller says otherwise.
         clock: the authority's own time.
     Raises:
@@ -87,6 +89,7 @@ class KeyAuthority(Participant):
         plan_digest: bytes,
         journal: Journal,
         before_decrypt: Callable[[HEConfig, tuple[str, ...]], bytes],
+        before_showing: Callable[[NDArray[Any]], NDArray[Any]] = lambda total: total,
         vault: Callable[[], SecretKey] = Vault,
         clock: Clock = system_clock,
     ) -> None:
@@ -99,6 +102,7 @@ class KeyAuthority(Participant):
         )
         self._journal = journal
         self._before_decrypt = before_decrypt
+        self._before_showing = before_showing
         self._new_vault = vault
         self._vault: SecretKey | None = None
         self._roster: FixedRoster | None = None
@@ -208,7 +212,7 @@ class KeyAuthority(Participant):
         head = checked_head("before_decrypt", self._before_decrypt(config, names))
         slots = self._decrypt(bytes(frame.attachment))
         check_range(slots, self._parameters, len(contributors))
-        vector = self._parameters.from_slots(slots)
+        vector = self._before_showing(self._parameters.from_slots(slots))
         words = little_endian(vector)
         self._receipt = DecryptionReceipt(
             cfg=self._cfg,

@@ -6,7 +6,14 @@ Nothing here knows of secure aggregation or of learning; numpy and scipy only.
 from __future__ import annotations
 
 from privfedrl.privacy.accountant import Spent, compose, epsilon, parallel
-from privfedrl.privacy.calibration import calibrate_skellam, mechanism_epsilon
+from privfedrl.privacy.calibration import (
+    Target,
+    calibrate_skellam,
+    least_noise,
+    mechanism_epsilon,
+    most_rounds,
+    smallest_cohort,
+)
 from privfedrl.privacy.events import (
     DiscreteGaussianEvent,
     DpEvent,
@@ -20,30 +27,48 @@ from privfedrl.privacy.events import (
 )
 from privfedrl.privacy.gdp import gaussian_delta, gaussian_epsilon, gaussian_noise_multiplier
 from privfedrl.privacy.ledger import Charge, Entry, Ledger, Reservation, Verified
-from privfedrl.privacy.mechanisms import DistributedSkellam
+from privfedrl.privacy.mechanisms import (
+    CentralDiscreteGaussian,
+    DistributedDiscreteGaussian,
+    DistributedSkellam,
+    LocalSkellam,
+    Mechanism,
+)
+from privfedrl.privacy.participation import ParticipationRegister
 from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
-from privfedrl.privacy.samplers import SkellamSampler, delta_of_sampler
+from privfedrl.privacy.samplers import (
+    DiscreteGaussianSampler,
+    SkellamSampler,
+    delta_of_sampler,
+)
 from privfedrl.privacy.statement import Statement
 from privfedrl.privacy.units import Adjacency, IntegerSensitivity, Unit
 
 __all__ = [
     "ORDERS",
     "Adjacency",
+    "CentralDiscreteGaussian",
     "Charge",
     "DiscreteGaussianEvent",
+    "DiscreteGaussianSampler",
+    "DistributedDiscreteGaussian",
     "DistributedSkellam",
     "DpEvent",
     "Entry",
     "GaussianEvent",
     "IntegerSensitivity",
     "Ledger",
+    "LocalSkellam",
+    "Mechanism",
     "NoReleaseEvent",
+    "ParticipationRegister",
     "PoissonSampledEvent",
     "Reservation",
     "SkellamEvent",
     "SkellamSampler",
     "Spent",
     "Statement",
+    "Target",
     "UnboundedEvent",
     "Unit",
     "Verified",
@@ -57,8 +82,11 @@ __all__ = [
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
     "gaussian_rdp",
+    "least_noise",
     "mechanism_epsilon",
+    "most_rounds",
     "parallel",
     "rdp_to_epsilon",
     "skellam_rdp",
+    "smallest_cohort",
 ]

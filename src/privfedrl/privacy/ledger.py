@@ -1,9 +1,9 @@
 """The privacy ledger: every release is charged durably before any of its bytes leave.
 
 Guarantee: when :meth:`Ledger.reserve` returns, the worst-case cost of the release is on disk and
-the budget still holds with every earlier reservation counted; when it raises, nothing was charged.
-A crash can over-charge by one release, never under-charge
-(audits/proofs/charge_before_release.md).
+every budget still holds with every earlier reservation counted; when it raises, nothing was
+charged. A crash can over-charge by one release, never under-charge
+(audits/proofs/charge_before_release.md). Which budgets, and by which rule: ``ledger_accounts``.
 
 What the ledger detects, and what it needs for it:
 
@@ -12,12 +12,14 @@ What the ledger detects, and what it needs for it:
 | a row edited, deleted inside, reordered, inserted   | opening or verifying, no anchor needed |
 | rows appended by an honest second process           | not an attack: read and counted        |
 | rewritten or replaced while a process has it open   | the next call of that process          |
-| newest rows cut off (also: ``-wal`` file removed)   | ``verify(anchor=...)``                 |
-| replaced by an older copy, or by a fork of it       | ``verify(anchor=...)``                 |
-| rewritten as a whole, with fresh hashes             | ``verify(anchor=...)``                 |
+| newest rows cut off (also: ``-wal`` file removed)   | ``verify`` with anchor or checkpoint   |
+| replaced by an older copy, or by a fork of it       | ``verify`` with anchor or checkpoint   |
+| rewritten as a whole, with fresh hashes             | ``verify`` with anchor or checkpoint   |
+| replaced by another ledger                          | ``verify`` with anchor or checkpoint   |
 
-An anchor is any earlier :attr:`Ledger.head` kept where the attacker cannot write, e.g. signed in a
-statement or sent to the other parties.
+An anchor is any earlier :attr:`Ledger.head` kept where the attacker cannot write. A checkpoint is
+the same with a signature, so it may be kept anywhere: it also says who saw that head, and when.
+Neither detects what happened after it was made.
 """
 
 from __future__ import annotations
@@ -26,38 +28,47 @@ import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from privfedrl.errors import BudgetExceeded, ConfigurationError, LedgerIntegrity, PrivacyError
-from privfedrl.privacy.accountant import Spent, epsilon_of_counts, parallel
-from privfedrl.privacy.events import DpEvent, event_to_dict
+from privfedrl.errors import ConfigurationError, LedgerIntegrity, PrivacyError
+from privfedrl.privacy.accountant import Spent
+from privfedrl.privacy.events import DpEvent
+from privfedrl.privacy.filters import FilterKind
 from privfedrl.privacy.gdp import check_delta
-from privfedrl.privacy.ledger_chain import (
-    Chain,
+from privfedrl.privacy.ledger_accounts import (
+    Account,
+    AccountState,
+    OdometerRow,
+    absorb_entry,
+    check_budgets,
+    odometer_rows,
+)
+from privfedrl.privacy.ledger_chain import AccountKey, Chain
+from privfedrl.privacy.ledger_checkpoint import Checkpoint, check_place, parse_head
+from privfedrl.privacy.ledger_rows import (
+    Budget,
     Charge,
     Entry,
     Reservation,
     Row,
-    charge_to_dict,
+    entry_to_dict,
 )
 from privfedrl.privacy.ledger_store import Store
 from privfedrl.privacy.units import Adjacency, Unit
 
-__all__ = ["Charge", "Entry", "Ledger", "Reservation", "Verified"]
-
-_Counts = Counter[DpEvent]
-
-
-@dataclass(slots=True)
-class _Account:
-    """Running state of one unit and adversary: how often each event is charged."""
-
-    events: _Counts = field(default_factory=Counter)
-    smallest_delta: float = math.inf
+__all__ = [
+    "Account",
+    "Budget",
+    "Charge",
+    "Entry",
+    "Ledger",
+    "OdometerRow",
+    "Reservation",
+    "Verified",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +95,7 @@ class Ledger:
         self._clock = clock
         self._lock = threading.RLock()
         self._chain = Chain()
-        self._accounts: dict[tuple[Unit, str], _Account] = {}
+        self._accounts: dict[AccountKey, AccountState] = {}
         store.check_pages()
         rows = store.rows_from(0)
         if not rows:
@@ -165,15 +176,56 @@ class Ledger:
             and plan_digest in (None, one.charge.plan_digest)
         )
 
+    def declare_budget(
+        self,
+        unit: Unit,
+        adversary: str,
+        epsilon: float,
+        delta: float,
+        *,
+        kind: FilterKind = "rdp",
+    ) -> int:
+        """Fix what one unit may lose to one adversary over the life of this ledger.
+
+        Must come before the first charge of the account and never changes. The same declaration
+        again is the same row, so that a program may declare whenever it starts.
+
+        Args:
+            epsilon: finite and > 0; the most that one unit loses, by any number of plans.
+            delta: at which each charge is checked; once several plans have charged the account,
+                the budget is kept at twice this delta.
+            kind: the filter that several plans must pass; ``gdp`` is tighter and admits Gaussian
+                releases only.
+        Returns:
+            the id of the row.
+        Raises:
+            PrivacyError: the account holds a charge or another budget.
+            ConfigurationError: epsilon or delta is out of range or admits no release at all.
+            LedgerIntegrity, StorageError: as for :meth:`reserve`.
+        """
+        budget = Budget.declare(unit, adversary, epsilon, delta, kind=kind)
+        now = self._now()
+        with self._lock:
+            with self._store.writing():
+                known = self._refreshed().budgets.get((unit, adversary))
+                if known is not None and known.budget == budget:
+                    return known.id
+                row = self._chain.declare(budget, now)
+                self._store.insert(row)
+            self._absorb(row)
+        return row.id
+
     def reserve(self, charge: Charge) -> int:
         """Charge a release at its worst case, durably, before it happens; returns the row id.
 
-        The budget is checked for add/remove adjacency, over all charges of the same unit and
-        adversary; an unsettled reservation counts as reserved.
+        Budgets are about add/remove adjacency; an unsettled reservation counts as reserved. Two
+        must hold: that of the charge, for all releases of its plan (for trajectories: of the
+        account), and the account's lifetime budget.
 
         Raises:
             BudgetExceeded: budget, spent so far and cost are in the message.
-            PrivacyError: the release or the set of trajectories was reserved before.
+            PrivacyError: the release or the set of trajectories was reserved before, or the plan's
+                cap on participations changed.
             UnsupportedMechanism: the accountant has no bound for the event.
             LedgerIntegrity: the history was rewritten since this object read it.
             StorageError: locked, full or not writable.
@@ -183,7 +235,8 @@ class Ledger:
         with self._lock:
             with self._store.writing():
                 row = self._refreshed().reserve(charge, now)
-                self._check_budget(charge)
+                key = (charge.unit, charge.adversary)
+                self._accounts.get(key, AccountState(*key)).check(charge)
                 self._store.insert(row)
             self._absorb(row)
         return row.id
@@ -215,18 +268,23 @@ class Ledger:
     ) -> Spent:
         """What one unit has lost to one adversary, unsettled reservations counted as reserved.
 
+        Once several plans have charged the account this is its lifetime budget, with a bound that
+        is named after the filter: no smaller figure may be stated. REPLACE_ONE is then two steps.
+
         Args:
             unit, adversary: needed when the ledger holds charges of several.
-            delta: default the smallest delta that was charged; 0 if nothing was.
+            delta: default the smallest delta that was charged (0 if nothing was), or that at which
+                the lifetime budget is kept.
         Raises:
-            PrivacyError: the ledger holds several units or adversaries and none was chosen.
+            PrivacyError: the ledger holds several units or adversaries and none was chosen, or
+                ``delta`` is below that of a lifetime budget which must be quoted.
         """
         with self._lock:
             self._refreshed()
             matching = [
                 key
-                for key in self._accounts
-                if unit in (None, key[0]) and adversary in (None, key[1])
+                for key, state in self._accounts.items()
+                if unit in (None, key[0]) and adversary in (None, key[1]) and state.plans
             ]
             if len(matching) > 1:
                 known = "; ".join(f"unit={u.name}, adversary={a!r}" for u, a in matching)
@@ -234,19 +292,79 @@ class Ledger:
             if not matching:
                 delta = 0.0 if delta is None else check_delta(delta)
                 return Spent(epsilon=0.0, delta=delta, bound="no-release")
-            account = self._accounts[matching[0]]
-            if delta is None:
-                delta = account.smallest_delta
-            return _cost(matching[0][0], account.events, delta, adjacency)
+            return self._accounts[matching[0]].spent(delta, adjacency)
 
-    def verify(self, *, anchor: str | None = None) -> Verified:
+    def account(
+        self,
+        unit: Unit,
+        adversary: str,
+        *,
+        delta: float | None = None,
+        adjacency: Adjacency = Adjacency.ADD_REMOVE,
+    ) -> Account:
+        """Regime, lifetime budget and loss of one account; arguments and errors as :meth:`spent`.
+
+        Raises:
+            PrivacyError: the ledger holds no such account.
+        """
+        with self._lock:
+            self._refreshed()
+            return self._known(unit, adversary).report(delta, adjacency)
+
+    def accounts(self, *, adjacency: Adjacency = Adjacency.ADD_REMOVE) -> tuple[Account, ...]:
+        """Every account with a charge or a budget, sorted by unit and adversary."""
+        with self._lock:
+            self._refreshed()
+            states = sorted(
+                self._accounts.values(), key=lambda one: (one.unit.value, one.adversary)
+            )
+            return tuple(state.report(None, adjacency) for state in states)
+
+    def odometer(
+        self, unit: Unit, adversary: str, *, delta: float | None = None
+    ) -> tuple[OdometerRow, ...]:
+        """The running epsilon after each row of one account, for display.
+
+        By RDP or the exact Gaussian curve at ``delta`` (default: as :attr:`Account.running`). What
+        it shows is no guarantee for an account of several plans, and no reason to stop early or
+        to go on: the budget decides.
+
+        Raises:
+            PrivacyError: the ledger holds no such account.
+        """
+        with self._lock:
+            chain = self._refreshed()
+            at = self._known(unit, adversary).report(delta, Adjacency.ADD_REMOVE).running.delta
+            return odometer_rows(chain, (unit, adversary), at)
+
+    def checkpoint(self, name: str, sign: Callable[[bytes], bytes]) -> Checkpoint:
+        """A signed head, to be kept by somebody else.
+
+        Args:
+            name: the signer's name in the registry.
+            sign: returns the 64-byte signature of a message, e.g. ``Identity.sign``.
+        """
+        now = self._now()
+        with self._lock:
+            chain = self._refreshed()
+            ledger_id, entries, head = chain.ledger_id, len(chain.entries), chain.head.hex()
+        return Checkpoint.make(
+            ledger_id=ledger_id, entries=entries, head=head, unix_time=now, name=name, sign=sign
+        )
+
+    def verify(
+        self, *, anchor: str | None = None, checkpoint: Checkpoint | None = None
+    ) -> Verified:
         """Read and check everything again, from the first byte.
 
         Args:
             anchor: an earlier head in hex, kept elsewhere; it must occur in the chain. Which
-                attacks only an anchor detects is in the module's table.
+                attacks only an anchor or a checkpoint detects is in the module's table.
+            checkpoint: its head must stand where it says, in the ledger that it names. Check its
+                signature before (:meth:`Checkpoint.verify`), else it is only an anchor.
         Raises:
-            LedgerIntegrity: any row, page or hash is wrong, or the anchor is not in the chain.
+            LedgerIntegrity: any row, page or hash is wrong, a lifetime budget is exceeded, or
+                anchor or checkpoint is not in the chain.
         """
         with self._lock:
             self._store.check_pages()
@@ -257,11 +375,14 @@ class Ledger:
             known = self._chain
             if chain.length < known.length or heads[known.length - 1] != known.head:
                 raise LedgerIntegrity("the ledger's history was rewritten while it was open")
-        if anchor is not None and _parse_anchor(anchor) not in heads:
+        check_budgets(chain)
+        if anchor is not None and parse_head(anchor) not in heads:
             raise LedgerIntegrity(
                 f"anchor {anchor} is not in the ledger: rows were cut off, or this is another, "
                 "older or rewritten ledger"
             )
+        if checkpoint is not None:
+            check_place(checkpoint, chain.ledger_id, heads)
         settled = sum(one.realised is not None for one in chain.reservations.values())
         return Verified(
             entries=len(chain.entries),
@@ -272,7 +393,15 @@ class Ledger:
 
     def export(self) -> list[dict[str, Any]]:
         """All rows, JSON-ready: plain dictionaries, an infinite budget is the text "inf"."""
-        return [_entry_to_dict(entry) for entry in self.entries()]
+        return [entry_to_dict(entry) for entry in self.entries()]
+
+    def _known(self, unit: Unit, adversary: str) -> AccountState:
+        found = self._accounts.get((unit, adversary))
+        if found is None:
+            raise PrivacyError(
+                f"the ledger holds no charge and no budget of unit {unit!r} against {adversary!r}"
+            )
+        return found
 
     def _now(self) -> int:
         seconds = self._clock()
@@ -295,67 +424,5 @@ class Ledger:
 
     def _absorb(self, row: Row) -> None:
         entry = self._chain.append(row)
-        if entry is None:
-            return
-        held = self._chain.reservations[row.id if entry.reservation is None else entry.reservation]
-        charge = held.charge
-        account = self._accounts.setdefault((charge.unit, charge.adversary), _Account())
-        account.smallest_delta = min(account.smallest_delta, charge.delta)
-        if entry.reservation is not None:
-            account.events[charge.event] -= 1
-            if not account.events[charge.event]:
-                del account.events[charge.event]
-        account.events[entry.event] += 1
-
-    def _check_budget(self, charge: Charge) -> None:
-        before = self._accounts.get((charge.unit, charge.adversary), _Account()).events
-        after = before.copy()
-        after[charge.event] += 1
-        total = _cost(charge.unit, after, charge.delta).epsilon
-        # written so that a NaN refuses
-        if total <= charge.epsilon:
-            return
-        spent = _cost(charge.unit, before, charge.delta).epsilon
-        alone = _cost(charge.unit, Counter([charge.event]), charge.delta).epsilon
-        raise BudgetExceeded(
-            f"release {charge.release_id!r} would exceed the budget of one {charge.unit.value} "
-            f"against {charge.adversary!r}: budget epsilon {charge.epsilon:.6g} at delta "
-            f"{charge.delta:.3g}, spent {spent:.6g}, this release alone costs {alone:.6g}, "
-            f"together {total:.6g}; nothing was charged"
-        )
-
-
-def _cost(
-    unit: Unit, counts: _Counts, delta: float, adjacency: Adjacency = Adjacency.ADD_REMOVE
-) -> Spent:
-    """As ``accountant.compose``, for a multiset: time linear in the number of distinct events.
-
-    A trajectory set feeds one release (the chain refuses a second), so for the trajectory unit
-    every event is a group of its own and the multiplicities do not matter.
-    """
-    if unit is Unit.TRAJECTORY:
-        return parallel(([event] for event in counts), delta, adjacency=adjacency)
-    return epsilon_of_counts(counts, delta, adjacency=adjacency)
-
-
-def _parse_anchor(anchor: str) -> bytes:
-    try:
-        raw = bytes.fromhex(anchor)
-    except (TypeError, ValueError):
-        raw = b""
-    if len(raw) != 32:
-        raise ConfigurationError("anchor must be a ledger head of 64 hex digits")
-    return raw
-
-
-def _entry_to_dict(entry: Entry) -> dict[str, Any]:
-    common = {
-        "id": entry.id,
-        "kind": entry.kind,
-        "unix_time": entry.unix_time,
-        "hash": entry.hash,
-    }
-    if entry.charge is not None:
-        return {**common, **charge_to_dict(entry.charge)}
-    event = event_to_dict(entry.event)
-    return {**common, "reservation": entry.reservation, "event": event, "note": entry.note}
+        if entry is not None:
+            absorb_entry(self._accounts, self._chain, entry)

@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from privfedrl.errors import LedgerIntegrity, LocalProtocolError, StorageError
-from privfedrl.privacy.ledger_chain import Chain, Row
+from privfedrl.privacy.ledger_chain import Chain
+from privfedrl.privacy.ledger_rows import Row
 
 __all__ = ["Store"]
 
 _APPLICATION_ID = 0x50464C44  # "PFLD"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = (
     """CREATE TABLE entries (
     id INTEGER PRIMARY KEY CHECK (id >= 0),
@@ -228,7 +229,8 @@ class Store:
             raise LedgerIntegrity(f"{self.name} is not a privfedrl ledger")
         if version != _SCHEMA_VERSION:
             raise LedgerIntegrity(
-                f"ledger schema version must be {_SCHEMA_VERSION}, found {version}"
+                f"ledger schema version must be {_SCHEMA_VERSION}, found {version}: it was written "
+                "by another version of privfedrl"
             )
         found = self._live().execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
         if {row[0] for row in found} != set(_SCHEMA):

@@ -1,23 +1,18 @@
 """The guarantee statement: 18 fields, and no epsilon unless every one of them is known.
 
 Guarantee: :meth:`Statement.epsilon_text`, :meth:`Statement.render` and :meth:`Statement.sign` raise
-PrivacyError while any field is missing, null, blank or "unknown"; a run with a deterministic
-generator or without noise prints a stamp and no epsilon at all.
-
-Notation: a = false positive rate of an attacker who tests whether a unit took part, TPR(a) = the
-true positive rate that he can reach. (eps, delta)-DP in both directions implies
-TPR(a) <= min(e^eps a + delta, 1 - e^-eps (1 - delta - a)) and, for even prior odds, a share of
-right guesses of at most (e^eps + delta)/(1 + e^eps) (Kairouz, Oh and Viswanath 2015).
+PrivacyError while any field is missing, null, blank or "unknown", while two fields contradict each
+other, and while an attack figure is below what its claim's own curve implies; a run with a
+deterministic generator or without noise prints a stamp and no epsilon at all.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import textwrap
+import re
 from collections.abc import Callable, Iterator
 from datetime import date
-from decimal import ROUND_CEILING, Context, Decimal
 from importlib import resources
 from typing import Annotated, Any
 
@@ -26,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from msgspec import Meta, Struct
 
 from privfedrl.errors import AuthenticationFailed, ConfigurationError, PrivacyError
+from privfedrl.privacy.claims import check_claim
 from privfedrl.privacy.statement_fields import (
     AccountantField,
     AdjacencyField,
@@ -47,19 +43,15 @@ from privfedrl.privacy.statement_fields import (
     SideReleasesField,
     UnitField,
 )
+from privfedrl.privacy.statement_text import claim_lines, epsilon_line, rows
 
-__all__ = [
-    "UNSIGNED",
-    "Statement",
-    "bayes_accuracy",
-    "generated_schema",
-    "max_true_positive_rate",
-    "schema",
-]
+__all__ = ["UNSIGNED", "Statement", "generated_schema", "schema"]
 
 UNSIGNED = "not applicable: not signed"
 _LABEL = b"privfedrl/statement/v1\x00"
 _SIGNATURE_PREFIX = "ed25519:"
+# one spelling per signature: bytes.fromhex would also take blanks and capitals
+_SIGNATURE = re.compile(r"ed25519:([0-9a-f]{128})")
 _BLANK = {"", "?", "n/a", "na", "null", "tbd", "todo", "not applicable"}
 _RULE = {
     "trajectory": "maximum over rounds",
@@ -69,25 +61,6 @@ _RULE = {
 _DETERMINISTIC = "NO PRIVACY: deterministic generator"
 _IN_THE_CLEAR = "NO CRYPTOGRAPHIC PROTECTION"
 _NO_NOISE = "NO DIFFERENTIAL PRIVACY"
-
-
-def max_true_positive_rate(epsilon: float, delta: float, false_positive_rate: float) -> float:
-    """Highest TPR of any membership attack at a false positive rate, implied by (eps, delta)."""
-    _check_claim(epsilon, delta)
-    if not 0 <= false_positive_rate <= 1:
-        raise ConfigurationError(
-            f"false_positive_rate must lie in [0, 1], got {false_positive_rate!r}"
-        )
-    # exp(700) is near the largest float; anything times it is above 1
-    first = math.exp(min(epsilon, 700.0)) * false_positive_rate + delta
-    second = 1 - math.exp(-epsilon) * (1 - delta - false_positive_rate)
-    return min(1.0, max(0.0, min(first, second)))
-
-
-def bayes_accuracy(epsilon: float, delta: float) -> float:
-    """Highest share of right membership guesses at even prior odds: (e^eps + delta)/(1 + e^eps)."""
-    _check_claim(epsilon, delta)
-    return 1 - (1 - delta) * math.exp(-epsilon) / (1 + math.exp(-epsilon))
 
 
 def schema() -> dict[str, Any]:
@@ -165,8 +138,7 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"no epsilon is stated while fields are unknown: {', '.join(unknown)}"
             )
         self._checked()
-        for name in ("date", "valid_until"):
-            _check_date(f"identity.{name}", getattr(self.identity, name))
+        self._check_dates()
         if self.accountant.rule != _RULE[self.unit.unit]:
             raise PrivacyError(
                 f"accountant.rule must be {_RULE[self.unit.unit]!r} for the unit "
@@ -174,6 +146,7 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if not self.voided and isinstance(self.epsilon.claims, str):
             raise PrivacyError("epsilon.claims must list claims for a run with noise, got text")
+        self._check_claims()
         if not (_is_head(self.ledger.head) or self.voided):
             raise PrivacyError("ledger.head must be 64 hex digits: epsilon rests on the ledger")
 
@@ -192,6 +165,24 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Whether no epsilon may be stated at all."""
         return self.randomness.deterministic or not self.mechanism.noise_added
 
+    @property
+    def signed(self) -> bool:
+        """Whether it carries something that says it is a signature; :meth:`verify` tells."""
+        return self.identity.signature.startswith(_SIGNATURE_PREFIX)
+
+    def lapse(self, day: date) -> str | None:
+        """Why the statement may not be relied on on ``day`` because of its dates; None if it may.
+
+        Raises:
+            PrivacyError: a date of field 1 is none, or the last is before the first.
+        """
+        first, last = self._check_dates()
+        if day > last:
+            return f"EXPIRED: valid until {last.isoformat()}, read on {day.isoformat()}"
+        if day < first:
+            return f"NOT YET VALID: dated {first.isoformat()}, read on {day.isoformat()}"
+        return None
+
     def epsilon_text(self) -> str:
         """One line per adversary; epsilon is rounded up.
 
@@ -201,21 +192,19 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self.check()
         if self.voided:
             raise PrivacyError(f"no epsilon can be stated: {'; '.join(self.stamps)}")
-        unit = f"one {self.unit.unit} ({self.adjacency.relation})"
-        return "\n".join(
-            f"epsilon = {_up(claim.epsilon)} at delta = {claim.delta:g} for {unit} against "
-            f"{_printable(claim.adversary)} [{_printable(claim.bound)}]"
-            for claim in self._claims()
-        )
+        return "\n".join(epsilon_line(claim, self._protected) for claim in self._claims())
 
-    def render(self) -> str:
+    def render(self, *, on: date | None = None) -> str:
         """The statement as plain text for people, stamps first.
 
+        Args:
+            on: the day on which it is read: a statement that has lapsed by then says so first.
         Raises:
             PrivacyError: a field is unknown or fields disagree; nothing is rendered.
         """
         self.check()
-        lines = [f"*** {stamp} ***" for stamp in self.stamps]
+        lapse = None if on is None else self.lapse(on)
+        lines = [f"*** {stamp} ***" for stamp in (lapse, *self.stamps) if stamp is not None]
         if _IN_THE_CLEAR in self.stamps:
             lines.append("The coordinator sees each agent's vector, not only the sum.")
         lines.append("GUARANTEE STATEMENT")
@@ -249,59 +238,69 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             AuthenticationFailed: unsigned, malformed, or the verifier raised or returned False.
         """
-        text = self.identity.signature
+        found = _SIGNATURE.fullmatch(self.identity.signature)
+        if found is None:
+            raise AuthenticationFailed
         try:
-            if not text.startswith(_SIGNATURE_PREFIX):
-                raise AuthenticationFailed
-            signature = bytes.fromhex(text.removeprefix(_SIGNATURE_PREFIX))
-            accepted = verifier(signature, self.canonical_bytes())
+            accepted = verifier(bytes.fromhex(found[1]), self.canonical_bytes())
         except (InvalidSignature, ValueError) as error:
             raise AuthenticationFailed from error
         if accepted is False:
             raise AuthenticationFailed
 
+    @property
+    def _protected(self) -> str:
+        return f"one {self.unit.unit} ({self.adjacency.relation})"
+
     def _claims(self) -> tuple[Claim, ...]:
         return () if isinstance(self.epsilon.claims, str) else self.epsilon.claims
 
+    def _check_dates(self) -> tuple[date, date]:
+        """The first and the last day of field 1."""
+        first, last = (
+            _day(f"identity.{name}", getattr(self.identity, name))
+            for name in ("date", "valid_until")
+        )
+        if last < first:
+            raise PrivacyError(
+                f"identity.valid_until must not be before identity.date = {first}, got {last}"
+            )
+        return first, last
+
+    def _check_claims(self) -> None:
+        for index, claim in enumerate(self._claims()):
+            name = f"epsilon.claims[{index}]"
+            check_claim(claim, name=name)
+            if self.adjacency.relation == "replace-one" and claim.epsilon_replace != claim.epsilon:
+                raise PrivacyError(
+                    f"{name}.epsilon_replace must be epsilon itself where adjacency.relation is "
+                    f"'replace-one', got {claim.epsilon_replace!r} and {claim.epsilon!r}"
+                )
+
     def _checked(self) -> dict[str, Any]:
         """Builtins of this statement, after the same type checks as decoding."""
-        builtins: dict[str, Any] = msgspec.to_builtins(self)
         try:
-            msgspec.convert(builtins, Statement)
-            json.dumps(builtins, allow_nan=False)
+            # converted back and forth: 12 and 12.0 are one number and must have one signature
+            typed = msgspec.convert(msgspec.to_builtins(self), Statement)
+            builtins: dict[str, Any] = msgspec.to_builtins(typed)
+            json.dumps(builtins, allow_nan=False, ensure_ascii=False).encode()
         except (msgspec.ValidationError, ValueError, TypeError) as error:
             raise ConfigurationError(f"statement: {error}") from error
         return builtins
 
     def _section(self, name: str) -> Iterator[str]:
+        if name == "epsilon" and self.voided:
+            yield "   not stated, see the stamp above"
+            return
         if name == "epsilon":
-            yield from self._epsilon_section()
+            for claim in self._claims():
+                yield from claim_lines(claim, self._protected)
             return
         value = msgspec.to_builtins(getattr(self, name))
         if name == "accountant" and self.voided:
             # a budget beside a stamp would read like a promise
             value = {k: v for k, v in value.items() if k not in ("prior_spend", "lifetime_budget")}
-        for row in value if isinstance(value, (list, tuple)) else [value]:
-            yield from _wrap(
-                "; ".join(f"{k.replace('_', ' ')}: {_text(v)}" for k, v in row.items())
-            )
-
-    def _epsilon_section(self) -> Iterator[str]:
-        if self.voided:
-            yield "   not stated, see the stamp above"
-            return
-        yield from (f"   {line}" for line in self.epsilon_text().splitlines())
-        for claim in self._claims():
-            points = ", ".join(f"({d:g}, {_up(e)})" for d, e in claim.curve)
-            yield from _wrap(
-                f"curve [{_printable(claim.curve_kind)}] of (delta, epsilon): {points}"
-            )
-            rates = [max_true_positive_rate(claim.epsilon, claim.delta, a) for a in (0.001, 0.01)]
-            yield from _wrap(
-                f"attacks by {_printable(claim.adversary)}, derived from this (epsilon, delta) "
-                f"alone: TPR <= {_up(rates[0])} at FPR 0.1 %, TPR <= {_up(rates[1])} at FPR 1 %, "
-                f"Bayes accuracy <= {_up(bayes_accuracy(claim.epsilon, claim.delta))} at even odds"
-            )
+        yield from rows(value)
 
 
 def _unknown(path: str, value: object) -> Iterator[str]:
@@ -320,42 +319,12 @@ def _unknown(path: str, value: object) -> Iterator[str]:
         yield path
 
 
-def _check_claim(epsilon: float, delta: float) -> None:
-    if not epsilon >= 0:
-        raise ConfigurationError(f"epsilon must be >= 0, got {epsilon!r}")
-    if not 0 <= delta <= 1:
-        raise ConfigurationError(f"delta must lie in [0, 1], got {delta!r}")
-
-
-def _check_date(name: str, text: str) -> None:
+def _day(name: str, text: str) -> date:
     try:
-        date.fromisoformat(text)
+        return date.fromisoformat(text)
     except ValueError as error:
         raise PrivacyError(f"{name} must be a date like 2030-01-31, got {text!r}") from error
 
 
 def _is_head(text: str) -> bool:
     return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
-
-
-def _up(value: float) -> str:
-    """Four significant digits, rounded up: a printed bound is never below the proven one."""
-    rounded = Context(prec=4, rounding=ROUND_CEILING).create_decimal(Decimal(value))
-    return f"{rounded:g}" if rounded < 10**6 else f"{rounded:.3e}"
-
-
-def _printable(text: str) -> str:
-    """Text that cannot forge lines or steer a terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_text(item) for item in value)
-    return _printable(str(value))
-
-
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent="   ", subsequent_indent="     ")

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 __all__ = [
     "AccountantField",
     "AdjacencyField",
+    "AttackBounds",
     "AuditEvidenceField",
     "CaveatsField",
     "Claim",
@@ -39,6 +40,7 @@ Known = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+Order = Annotated[float, Meta(gt=1)]
 
 
 class _Field(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,19 +73,41 @@ class AdjacencyField(_Field, frozen=True, kw_only=True):
     population_is_public: bool
 
 
-class Claim(_Field, frozen=True, kw_only=True):
-    """One (epsilon, delta) against one adversary.
+class AttackBounds(_Field, frozen=True, kw_only=True):
+    """What a claim means for an attacker; ``attack_bounds`` has the meaning of each figure.
 
-    ``curve``: further (delta, epsilon) pairs of the same claim; ``curve_kind`` names the parameter
-    or accountant that they come from, e.g. "gdp, mu = 0.27".
+    ``tpr_at_fpr_...``: highest true positive rate of a membership attack at a false positive rate.
+    ``bayes_accuracy``: highest share of right membership guesses at even odds.
+    ``reconstruction``: (prior, ceiling) pairs: whoever would guess a unit with probability at most
+    ``prior`` without the release does so with probability at most ``ceiling`` with it.
+    """
+
+    tpr_at_fpr_0_1_percent: Probability
+    tpr_at_fpr_1_percent: Probability
+    bayes_accuracy: Probability
+    reconstruction: Annotated[tuple[tuple[Probability, Probability], ...], Meta(min_length=1)]
+
+
+class Claim(_Field, frozen=True, kw_only=True):
+    """One (epsilon, delta) against one adversary; ``claims.claim`` makes it.
+
+    ``epsilon_replace``: epsilon at the same delta when a unit is replaced by another, or why there
+    is none. ``regime``: "committed", epsilon is what was spent under a schedule pinned beforehand;
+    "adaptive", it is the budget of the filter that ``bound`` names, at the one ``filter_order``
+    that was fixed beforehand. ``curve``: further (delta, epsilon) pairs of the same claim;
+    ``curve_kind`` names the parameter or accountant that they come from, e.g. "gdp, mu = 0.27".
     """
 
     adversary: Known
     epsilon: NonNegative
     delta: Probability
     bound: Known
+    epsilon_replace: NonNegative | Known
+    regime: Literal["committed", "adaptive"]
+    filter_order: Order | Known
     curve_kind: Known
     curve: Annotated[tuple[tuple[Probability, NonNegative], ...], Meta(min_length=1)]
+    attacks: AttackBounds
 
 
 class EpsilonField(_Field, frozen=True, kw_only=True):

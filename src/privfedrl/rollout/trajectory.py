@@ -17,7 +17,11 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+# an identifier, not a document; also the limit for names in a plan
+_MAX_SUBJECT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TrajectoryBatch:
     """B whole trajectories of at most T steps, from their reset to their own end.
 
@@ -32,6 +36,12 @@ class TrajectoryBatch:
         truncated: bool [B], cut by a time limit (the environment's or the horizon T).
         lost: rows whose environment failed; they are absent (masked throughout). Private: local.
         batch_id: random identity; a ledger spends it once, so no trajectory feeds two releases.
+        subjects: whose trajectory each row is, B identifiers of 1 to 200 printable characters, or
+            None where nobody is named; needed for unit PERSON. Compared character by character:
+            two spellings are two persons. An absent trajectory keeps the subject it was meant for.
+            Private: stays inside the agent.
+    Raises:
+        EnvironmentFault: shapes differ or a subject is not an identifier.
     """
 
     observations: Float
@@ -42,6 +52,7 @@ class TrajectoryBatch:
     truncated: Bool
     lost: int = 0
     batch_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    subjects: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         rows, steps = self.mask.shape
@@ -55,6 +66,12 @@ class TrajectoryBatch:
         for name, (found, expected) in shapes.items():
             if found != expected:
                 raise EnvironmentFault(f"{name} must have shape {expected}, got {found}")
+        if self.subjects is not None:
+            _check_subjects(self.subjects, rows)
+
+    def __repr__(self) -> str:
+        """The public number of trajectories only; T can be the length of the longest one."""
+        return f"TrajectoryBatch(B={self.num_trajectories})"
 
     @property
     def num_trajectories(self) -> int:
@@ -96,3 +113,16 @@ class TrajectoryBatch:
             rewards=pad(self.rewards),
             mask=pad(self.mask),
         )
+
+
+def _check_subjects(subjects: object, rows: int) -> None:
+    """EnvironmentFault unless ``subjects`` names every row; the message holds no subject."""
+    if not isinstance(subjects, tuple) or len(subjects) != rows:
+        raise EnvironmentFault(
+            f"subjects must be a tuple of {rows} identifiers, one per trajectory"
+        )
+    for subject in subjects:
+        if not isinstance(subject, str) or not subject.isprintable():
+            raise EnvironmentFault("every subject must be printable text")
+        if not 1 <= len(subject) <= _MAX_SUBJECT:
+            raise EnvironmentFault(f"every subject must have 1 to {_MAX_SUBJECT} characters")

@@ -10,33 +10,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from privfedrl.errors import MissingExtraError
+from privfedrl.training.clip_groups import ClipGroup, clip_by_group, total_clip
 from privfedrl.training.local_update import LocalUpdate, clip_rows
+from privfedrl.training.metric_coordinates import ClipQuantile, ReturnRelease, row_groups
+from privfedrl.training.subjects import Grouping, distinct_subjects, grouped
 
 if TYPE_CHECKING:
     from privfedrl.training.local_trainer import LocalTrainer, ReinforceSettings
     from privfedrl.training.networks import TorchMlp
     from privfedrl.training.policy_file import load_policy, save_policy
-    from privfedrl.training.private_step import ReturnRelease, private_rows
+    from privfedrl.training.private_step import private_rows
     from privfedrl.training.reinforce import Truncation, trajectory_weights
 
 __all__ = [
+    "ClipGroup",
+    "ClipQuantile",
+    "Grouping",
     "LocalTrainer",
     "LocalUpdate",
     "ReinforceSettings",
     "ReturnRelease",
     "TorchMlp",
     "Truncation",
+    "clip_by_group",
     "clip_rows",
+    "distinct_subjects",
+    "grouped",
     "load_policy",
     "private_rows",
+    "row_groups",
     "save_policy",
+    "total_clip",
     "trajectory_weights",
 ]
 
 _LAZY = {
     "LocalTrainer": "local_trainer",
     "ReinforceSettings": "local_trainer",
-    "ReturnRelease": "private_step",
     "TorchMlp": "networks",
     "Truncation": "reinforce",
     "load_policy": "policy_file",

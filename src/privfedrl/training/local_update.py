@@ -32,13 +32,13 @@ CLIP_RANGE = (1e-100, 1e100)
 SHRINK = 1.0 - 1e-12
 
 
-def check_clip_norm(clip_norm: float) -> float:
+def check_clip_norm(clip_norm: float, *, name: str = "clip_norm") -> float:
     """``clip_norm`` as a float, or ConfigurationError unless it is in [1e-100, 1e100]."""
     low, high = CLIP_RANGE
     if isinstance(clip_norm, bool) or not isinstance(clip_norm, int | float | np.floating):
-        raise ConfigurationError(f"clip_norm must be a number, got {type(clip_norm).__name__}")
+        raise ConfigurationError(f"{name} must be a number, got {type(clip_norm).__name__}")
     if not low <= clip_norm <= high:
-        raise ConfigurationError(f"clip_norm must be in [{low}, {high}], got {clip_norm!r}")
+        raise ConfigurationError(f"{name} must be in [{low}, {high}], got {clip_norm!r}")
     return float(clip_norm)
 
 
@@ -90,8 +90,8 @@ class LocalUpdate:
 
     Attributes:
         rows: float64 [units, d]; the update is their sum, never their mean.
-        clip_norm: C, L2 bound of every row = sensitivity of the sum for add/remove of one unit;
-            infinity only if ``private`` is False.
+        clip_norm: L2 bound of every row, metrics included = sensitivity of the sum for add/remove
+            of one unit; infinity only if ``private`` is False.
         unit: what one row stands for.
         nonfinite_units: rows replaced by zero because they were not finite. Private: local only.
         batch_id: identity of the experience that was used; a ledger spends it once.

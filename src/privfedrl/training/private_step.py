@@ -1,88 +1,90 @@
-"""The private step: trajectories in, one clipped row each out.
+"""The private step: trajectories in, one clipped row per unit out.
 
-Guarantee: row i of the update is a function of the policy and of trajectory i alone and has L2 norm
-at most the update's ``clip_norm``; the update is a sum, never divided by anything private.
-Proof: audits/proofs/clipped_gradient.md.
+Guarantee: row i of the update is a function of the policy and of unit i alone (one trajectory, or
+the trajectories of one person) and has L2 norm at most the update's ``clip_norm``; the update is a
+sum, never divided by anything private. Proofs: audits/proofs/clipped_gradient.md, person_unit.md,
+adaptive_clip.md.
+
+Notation: B trajectories, d parameters, n rows (B, or the public number P of persons), C the clip
+norm of the gradient part, C_r the current clip.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.errors import ConfigurationError
 from privfedrl.privacy.units import Unit
 from privfedrl.rollout.trajectory import TrajectoryBatch
-from privfedrl.training.local_update import LocalUpdate, check_clip_norm, clip_rows
+from privfedrl.training.clip_groups import clip_by_group
+from privfedrl.training.local_update import LocalUpdate, check_clip_norm, clip_rows, row_norms
+from privfedrl.training.metric_coordinates import (
+    ClipQuantile,
+    ReturnRelease,
+    count_coordinate,
+    return_coordinate,
+    row_groups,
+    spread_coordinate,
+)
 from privfedrl.training.networks import TorchMlp
 from privfedrl.training.reinforce import Truncation, trajectory_weights
+from privfedrl.training.subjects import Grouping, kept, sum_by_person
 from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused
 
-__all__ = ["ReturnRelease", "private_rows", "return_coordinate"]
+__all__ = ["ReturnRelease", "UnitRows", "private_rows", "return_coordinate", "unit_rows"]
+
+Float = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReturnRelease:
-    """Release the mean return as one more coordinate of the protected vector.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class UnitRows:
+    """What each unit's trajectories amount to before any clipping. Private throughout.
 
     Attributes:
-        low, high: public bounds; returns outside are clamped.
-        weight: size of the coordinate relative to the clip norm of the gradient. The L2 bound of a
-            row grows from C to C sqrt(1 + weight^2), and the noise with it.
+        gradients: [n, d], any values.
+        returns: float64 [n], mean undiscounted return of the unit's trajectories.
+        present: bool [n], whether the unit has a step at all.
     """
 
-    low: float
-    high: float
-    weight: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ConfigurationError(
-                f"return_release needs finite low < high, got {self.low!r} and {self.high!r}"
-            )
-        if not 1e-6 <= self.weight <= 1e6:
-            raise ConfigurationError(
-                f"return_release.weight must be in [1e-6, 1e6], got {self.weight!r}"
-            )
-
-    @property
-    def middle(self) -> float:
-        """The return that is encoded as zero."""
-        return self.low / 2.0 + self.high / 2.0
-
-    @property
-    def half_width(self) -> float:
-        """Distance from the middle to either bound."""
-        return self.high / 2.0 - self.low / 2.0
-
-    def total_clip(self, clip_norm: float) -> float:
-        """C sqrt(1 + weight^2): the L2 bound of a row with this coordinate."""
-        return clip_norm * math.sqrt(1.0 + self.weight**2)
-
-    def mean_return(self, coordinate_sum: float, *, clip_norm: float, denominator: int) -> float:
-        """The mean return that a released sum of this coordinate stands for (post-processing).
-
-        Args:
-            coordinate_sum: the noised sum over ``denominator`` units.
-            clip_norm: C of the gradient part.
-            denominator: public number of units, >= 1.
-        """
-        mean = coordinate_sum / (denominator * self.weight * clip_norm)
-        return self.middle + self.half_width * mean
+    gradients: NDArray[np.floating]
+    returns: Float
+    present: NDArray[np.bool_]
 
 
-def return_coordinate(
-    returns: NDArray[np.floating], release: ReturnRelease, *, clip_norm: float
-) -> NDArray[np.float64]:
-    """float64 [B], weight C clamp((R - middle) / half_width, -1, 1); zero if R is not finite."""
-    values = np.asarray(returns, dtype=np.float64)
-    finite = np.isfinite(values)
-    clamped = np.clip(np.where(finite, values, release.middle), release.low, release.high)
-    position = np.clip((clamped - release.middle) / release.half_width, -1.0, 1.0)
-    return np.asarray(release.weight * clip_norm * position, dtype=np.float64)
+def unit_rows(
+    network: TorchMlp,
+    batch: TrajectoryBatch,
+    *,
+    gamma: float,
+    entropy_weight: float = 0.0,
+    truncation: Truncation = Truncation.NONE,
+    grouping: Grouping | None = None,
+    gradient: TrajectoryGradient = fused,
+) -> UnitRows:
+    """REINFORCE gradients per trajectory, or per person their sum; nothing is clipped.
+
+    Args:
+        grouping: of ``batch``; None makes every trajectory a unit. Trajectories that do not count
+            are zeroed and masked out before anything else looks at the batch.
+    """
+    if grouping is not None:
+        batch = kept(batch, grouping)
+    weights = trajectory_weights(batch, gamma=gamma, truncation=truncation)
+    gradients = gradient(network, batch, weights, entropy_weight).numpy()
+    with np.errstate(invalid="ignore"):  # infinities of both signs make NaN: no return is released
+        returns = batch.returns
+    present = np.asarray(batch.mask.any(axis=1))
+    if grouping is None:
+        return UnitRows(gradients=gradients, returns=returns, present=present)
+    count = sum_by_person(present.astype(np.float64), grouping)
+    return UnitRows(
+        gradients=sum_by_person(gradients, grouping),
+        # the person's own number of trajectories: a mean within the unit
+        returns=sum_by_person(returns, grouping) / np.maximum(count, 1.0),
+        present=count > 0,
+    )
 
 
 def private_rows(
@@ -94,9 +96,12 @@ def private_rows(
     entropy_weight: float = 0.0,
     truncation: Truncation = Truncation.NONE,
     return_release: ReturnRelease | None = None,
+    clip_quantile: ClipQuantile | None = None,
+    current_clip: float | None = None,
+    grouping: Grouping | None = None,
     gradient: TrajectoryGradient = fused,
 ) -> LocalUpdate:
-    """Per-trajectory REINFORCE gradients of ``batch``, each clipped by itself.
+    """REINFORCE gradients of ``batch``, summed within each unit, then clipped unit by unit.
 
     Args:
         network: the policy that collected ``batch``.
@@ -104,32 +109,81 @@ def private_rows(
         clip_norm: C, L2 bound of the gradient part of a row.
         gamma, truncation: see :func:`trajectory_weights`.
         entropy_weight: factor of the entropy bonus, >= 0.
-        return_release: append a clamped return as the last coordinate. An absent trajectory and a
-            non-finite return give zero there.
+        return_release: append the unit's clamped mean return, and its spread if asked. An absent
+            unit and a return that is not finite give zero there.
+        clip_quantile: append whether the gradient is within the current clip (+1) or not (-1, also
+            if it is not finite), times weight C; zero for an absent unit.
+        current_clip: C_r, a public number; the gradient part is clip(g, C_r) C / C_r, which is
+            within C whatever C_r is. None = C.
+        grouping: of the trajectories into persons, see :func:`grouped`; None = unit TRAJECTORY.
         gradient: how the rows are computed; all paths agree to float rounding.
     Returns:
-        LocalUpdate with rows [B, d] or [B, d + 1], ascent direction, unit TRAJECTORY.
+        LocalUpdate with rows [n, d + metrics] in the order of :func:`row_groups`, ascent direction,
+        unit TRAJECTORY or PERSON. A gradient that is not finite is zero and counted.
+    Raises:
+        ConfigurationError: ``current_clip`` is outside ``clip_quantile``, or an argument is bad.
     """
-    check_clip_norm(clip_norm)
-    weights = trajectory_weights(batch, gamma=gamma, truncation=truncation)
-    rows, dropped = clip_rows(gradient(network, batch, weights, entropy_weight).numpy(), clip_norm)
-    bound = clip_norm
-    if return_release is not None:
-        present = batch.mask.any(axis=1)
-        column = return_coordinate(_returns(batch), return_release, clip_norm=clip_norm)
-        rows = np.concatenate([rows, np.where(present, column, 0.0)[:, None]], axis=1)
-        bound = return_release.total_clip(clip_norm)
-        rows, _ = clip_rows(rows, bound)  # rounding of the two parts only; leaves the rest as it is
-    return LocalUpdate(
-        rows=rows,
+    bound = check_clip_norm(clip_norm)
+    current = _current_clip(current_clip, bound, clip_quantile)
+    units = unit_rows(
+        network,
+        batch,
+        gamma=gamma,
+        entropy_weight=entropy_weight,
+        truncation=truncation,
+        grouping=grouping,
+        gradient=gradient,
+    )
+    scaled, dropped = _at_scale(units.gradients, current, bound)
+    columns = _metric_columns(units, bound, current, return_release, clip_quantile)
+    groups = row_groups(
+        units.gradients.shape[1],
         clip_norm=bound,
-        unit=Unit.TRAJECTORY,
-        nonfinite_units=dropped,
+        return_release=return_release,
+        clip_quantile=clip_quantile,
+    )
+    rows = np.concatenate([scaled, *columns], axis=1) if columns else scaled
+    clipped = clip_by_group(rows, groups)
+    return LocalUpdate(
+        rows=clipped.rows,
+        clip_norm=clipped.clip_norm,
+        unit=Unit.TRAJECTORY if grouping is None else Unit.PERSON,
+        nonfinite_units=dropped + clipped.nonfinite[0],
         batch_id=batch.batch_id,
     )
 
 
-def _returns(batch: TrajectoryBatch) -> NDArray[np.float64]:
-    """Undiscounted returns [B]; infinities of both signs in a row make NaN, silently."""
-    with np.errstate(invalid="ignore"):
-        return batch.returns
+def _current_clip(current: float | None, bound: float, quantile: ClipQuantile | None) -> float:
+    chosen = bound if current is None else check_clip_norm(current, name="current_clip")
+    return chosen if quantile is None else quantile.checked(chosen)
+
+
+def _at_scale(
+    gradients: NDArray[np.floating], current: float, bound: float
+) -> tuple[NDArray[np.floating], int]:
+    """clip(g, C_r) C / C_r, and how many were not finite; untouched where C_r = C."""
+    if current == bound:
+        return gradients, 0  # the one clip that follows is enough
+    rows, dropped = clip_rows(gradients, current)
+    return rows / current * bound, dropped
+
+
+def _metric_columns(
+    units: UnitRows,
+    bound: float,
+    current: float,
+    release: ReturnRelease | None,
+    quantile: ClipQuantile | None,
+) -> list[Float]:
+    """Columns [n, 1] in the order of ``row_groups``; zero for absent units."""
+    columns: list[Float] = []
+    if release is not None:
+        columns.append(return_coordinate(units.returns, release, clip_norm=bound))
+        if release.spread:
+            columns.append(spread_coordinate(units.returns, release, clip_norm=bound))
+    if quantile is not None:
+        finite = np.isfinite(units.gradients).all(axis=1)
+        norms = row_norms(np.where(finite[:, None], units.gradients, 0.0).astype(np.float64))
+        norms = np.where(finite, norms, np.inf)
+        columns.append(count_coordinate(norms, quantile, current_clip=current, clip_norm=bound))
+    return [np.where(units.present, column, 0.0)[:, None] for column in columns]

@@ -7,14 +7,14 @@ gradients under both; FedAvg's single local step multiplies their mean by the pu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError
+from privfedrl.federation.metrics import clip_quantile, return_release
 from privfedrl.federation.setup import RoundSetup
-from privfedrl.plan import Plan
 from privfedrl.privacy import Unit
 
 __all__ = ["ReleasedMean", "released_mean"]
@@ -29,16 +29,25 @@ class ReleasedMean:
         mean_return: noised mean of the returns clipped to the plan's range, or None.
         noise_variance: per coordinate of ``direction``.
         mean_return_std: standard deviation of the noise in ``mean_return``, or None.
+        return_spread: standard deviation of the returns over units, from noised moments, or None.
+        next_clip: clip norm of the next round, or None where it does not adapt.
     """
 
     direction: NDArray[np.float64]
     noise_variance: float
     mean_return: float | None
     mean_return_std: float | None
+    return_spread: float | None
+    next_clip: float | None
 
 
 def released_mean(
-    setup: RoundSetup, ring_sum: NDArray[np.unsignedinteger], *, survivors: int, seed: bytes
+    setup: RoundSetup,
+    ring_sum: NDArray[np.unsignedinteger],
+    *,
+    survivors: int,
+    seed: bytes,
+    clip: float | None = None,
 ) -> ReleasedMean:
     """Decode an opened sum.
 
@@ -46,33 +55,52 @@ def released_mean(
         ring_sum: uint32 or uint64 [words], sum of the survivors' vectors.
         survivors: how many vectors it holds; public.
         seed: the round's public rotation seed, 32 bytes.
+        clip: the round's clip norm, where it adapts.
     """
     if survivors < 1:
         raise ConfigurationError(f"survivors must be >= 1, got {survivors}")
-    count = survivors * setup.plan.units_per_agent
+    plan, count = setup.plan, survivors * setup.rows_per_agent
     mean = setup.codec.decode_sum(ring_sum, rotation_seed=seed) / count
-    std = setup.noise_std * survivors**0.5 / count
-    step = _local_step(setup.plan)
-    release = setup.plan.privacy.mean_return
-    if release is None:
-        return ReleasedMean(
-            direction=step * mean,
-            noise_variance=(step * std) ** 2,
-            mean_return=None,
-            mean_return_std=None,
-        )
-    middle, half = (release.high + release.low) / 2, (release.high - release.low) / 2
-    unit = half / (release.weight * setup.plan.privacy.clip_norm)
-    return ReleasedMean(
-        direction=step * mean[:-1],
-        noise_variance=(step * std) ** 2,
-        mean_return=float(middle + mean[-1] * unit),
-        mean_return_std=float(std * unit),
+    std = setup.released_std(survivors)
+    scale = _local_step(setup)
+    if clip is not None:
+        scale *= clip / plan.privacy.clip_norm  # rows were scaled to the plan's clip
+    size = setup.policy.num_parameters
+    metrics = list(mean[size:])
+    release, quantile = return_release(plan), clip_quantile(plan)
+    returns = None if release is None else metrics.pop(0)
+    squares = metrics.pop(0) if release is not None and release.spread else None
+    released = ReleasedMean(
+        direction=scale * mean[:size],
+        noise_variance=(scale * std) ** 2,
+        mean_return=None,
+        mean_return_std=None,
+        return_spread=None,
+        next_clip=None,
     )
+    norm = plan.privacy.clip_norm
+    if release is not None and returns is not None:
+        released = replace(
+            released,
+            mean_return=release.mean_return(returns, clip_norm=norm, denominator=1),
+            mean_return_std=std * release.half_width / (release.weight * norm),
+            return_spread=None
+            if squares is None
+            else release.return_std(returns, squares, clip_norm=norm, denominator=1),
+        )
+    if quantile is not None and clip is not None:
+        below = metrics.pop(0)
+        released = replace(
+            released,
+            next_clip=quantile.next_clip(clip, below, clip_norm=norm, denominator=1),
+        )
+    return released
 
 
-def _local_step(plan: Plan) -> float:
-    """What turns a trajectory row into a model delta; a delta (unit AGENT) is one already."""
-    if plan.federation.strategy == "fedavg" and plan.unit is Unit.TRAJECTORY:
+def _local_step(setup: RoundSetup) -> float:
+    """What turns a row of gradients into a model delta; a delta is one already."""
+    plan = setup.plan
+    gradients = plan.unit is not Unit.AGENT and setup.step_codec is None
+    if plan.federation.strategy == "fedavg" and gradients:
         return plan.training.local_learning_rate
     return 1.0
