@@ -116,9 +116,10 @@ def test_a_wrong_signature_exits_with_1_and_prints_no_epsilon(
         result = call("statement", run, *demand, *(["--json"] if as_json else []))
         assert result.exit_code == 1
         assert "epsilon" not in result.stdout
-        assert "AuthenticationFailed" in result.stderr
+        error = "PrivacyError" if case == "malformed" else "AuthenticationFailed"
+        assert error in result.stderr
         if as_json:
-            assert json.loads(result.stdout)["error"] == "AuthenticationFailed"
+            assert json.loads(result.stdout)["error"] == error
         else:
             assert result.stdout == ""
 

@@ -284,6 +284,8 @@ def test_an_epsilon_that_is_no_bound_is_refused(epsilon: float) -> None:
         ("epsilon", {"claims": "not applicable: no idea"}, "claims"),
         ("ledger", {"head": "not applicable: lost"}, "ledger.head"),
         ("identity", {"date": "last week"}, "identity.date"),
+        ("identity", {"signature": "signed by the ministry"}, "identity.signature"),
+        ("identity", {"signature": "ed25519:" + "AB" * 64}, "identity.signature"),
     ],
 )
 def test_fields_that_contradict_each_other_refuse_epsilon(

@@ -72,3 +72,15 @@ def test_a_subject_that_is_no_identifier_is_refused_without_naming_anybody(subje
 def test_repr_shows_the_public_number_of_trajectories_and_nothing_else():
     batch = TrajectoryBatch(**fields(), subjects=("ann", "bob"))
     assert repr(batch) == "TrajectoryBatch(B=2)"
+
+
+def test_padding_adds_masked_zeros_and_never_cuts():
+    batch = TrajectoryBatch(**fields())
+    assert batch.padded(3) is batch
+    longer = batch.padded(5)
+    assert longer.observations.shape == (2, 5, 4)
+    assert longer.batch_id == batch.batch_id
+    assert longer.returns.tolist() == batch.returns.tolist()
+    assert not longer.mask[:, 3:].any()
+    with pytest.raises(EnvironmentFault, match="at most 2 steps"):
+        batch.padded(2)

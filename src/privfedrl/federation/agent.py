@@ -35,7 +35,7 @@ from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.parties import Identity, Journal, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
-from privfedrl.privacy import Charge, Ledger, ParticipationRegister
+from privfedrl.privacy import Ledger, ParticipationRegister
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.secagg import Edges, OwnEdges
 
@@ -206,18 +206,8 @@ class Agent:
         return contribution
 
     def _charge(self, config: AnyConfig, contribution: Contribution) -> None:
-        self._reservation = self._ledger.reserve(
-            Charge(
-                plan_digest=self._plan.digest,
-                release_id=_release_id(config),
-                group=contribution.batch_id.hex(),
-                unit=self._plan.unit,
-                adversary=self._setup.adversary,
-                event=self._setup.worst_event,
-                epsilon=self._setup.budget,
-                delta=self._setup.accounted_delta,
-            )
-        )
+        charge = self._setup.charge(_release_id(config), group=contribution.batch_id.hex())
+        self._reservation = self._ledger.reserve(charge)
 
     def _settle(self, client: RoundClient) -> None:
         """Replace the worst case by what the signed survivor list proves, once, if it is known."""

@@ -7,13 +7,16 @@ very figure gives it; where the deviation eats all of delta, there is no figure.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from privfedrl.federation.setup import RoundSetup
-from privfedrl.privacy import Adjacency, DpEvent, compose
+from privfedrl.plan import Plan
+from privfedrl.privacy import Adjacency, DpEvent, Spent, Unit, compose
+from privfedrl.privacy.ledger_costs import committed_cost
 
-__all__ = ["bounded_curve", "bounded_epsilon"]
+__all__ = ["bounded_curve", "bounded_epsilon", "plan_cost"]
 
 _STEPS = 64
 # small ones for the comparison with a population, large ones because attack figures rest on them
@@ -40,7 +43,7 @@ def bounded_epsilon(
     whole = plan.privacy.delta if delta is None else delta
 
     def found_at(paid: float) -> float:
-        return compose(plan.unit, events, whole - paid, adjacency=adjacency).epsilon
+        return plan_cost(plan, events, whole - paid, adjacency=adjacency).epsilon
 
     if setup.mechanism is None:
         return found_at(0.0)
@@ -59,6 +62,20 @@ def bounded_epsilon(
             return epsilon
         epsilon = found * (1 + 1e-12)
     return math.inf
+
+
+def plan_cost(
+    plan: Plan,
+    events: Sequence[tuple[Any, DpEvent]],
+    delta: float,
+    *,
+    adjacency: Adjacency = Adjacency.ADD_REMOVE,
+) -> Spent:
+    """The bill of one unit for (group, event) pairs of one plan, its participation cap counted."""
+    if plan.unit is not Unit.PERSON:
+        return compose(plan.unit, events, delta, adjacency=adjacency)
+    counts = Counter(event for _, event in events)
+    return committed_cost(plan.unit, [(counts, plan.releases_per_unit)], delta, adjacency)
 
 
 def bounded_curve(

@@ -162,9 +162,7 @@ def _update(
                 return trainer.local_steps(parameters, collect), None
             batch = collect(parameters)
             admitted = None if admit is None else admit(distinct_subjects(batch))
-            update = trainer.local_update(
-                parameters, batch, current_clip=clip, admitted=admitted
-            )
+            update = trainer.local_update(parameters, batch, current_clip=clip, admitted=admitted)
             return update, None
     except EnvironmentFault as fault:
         zeros = LocalUpdate.zeros(

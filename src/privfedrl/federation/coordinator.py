@@ -26,7 +26,7 @@ from privfedrl.federation.strategies import (
 from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
-from privfedrl.privacy import Charge, Ledger
+from privfedrl.privacy import Ledger
 
 __all__ = [
     "Coordinator",
@@ -289,21 +289,9 @@ def reserve_round(
     setup: RoundSetup, ledger: Ledger, state: FederationState, entropy: Entropy
 ) -> _Opening:
     """Charge the costliest outcome of the next attempt, durably, before anybody is asked."""
-    plan = setup.plan
     attempt = next_attempt(setup, ledger, state)
     release_id = f"{_prefix(state)}{attempt}"
-    reservation = ledger.reserve(
-        Charge(
-            plan_digest=plan.digest,
-            release_id=release_id,
-            group=release_id,  # agents vouch, in their own ledgers, that its trajectories are fresh
-            unit=plan.unit,
-            adversary=setup.adversary,
-            event=setup.worst_event,
-            epsilon=setup.budget,
-            delta=setup.accounted_delta,
-        )
-    )
+    reservation = ledger.reserve(setup.charge(release_id, group=release_id))
     return _Opening(reservation=reservation, attempt=attempt, seed=entropy(32))
 
 

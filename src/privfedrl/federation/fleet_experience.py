@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.envs import EnvSpec
-from privfedrl.errors import EnvironmentFault
+from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.plan import Plan
 from privfedrl.privacy import Unit
@@ -42,6 +42,12 @@ class FleetExperience:
         seed: int,
         workers: RolloutWorkers | None,
     ) -> None:
+        plan = setup.plan
+        if plan.unit is Unit.PERSON and not plan.simulation.persons_per_agent:
+            raise ConfigurationError(
+                "simulation.persons_per_agent must be at least "
+                f"{plan.units_per_agent} to simulate unit 'person', got 0"
+            )
         self._setup = setup
         self._specs = tuple(specs)
         self._seed = seed

@@ -17,7 +17,7 @@ from importlib import metadata
 from privfedrl.errors import PrivacyError
 from privfedrl.federation.adversaries import Adversary, adversaries
 from privfedrl.federation.backends import Homomorphic
-from privfedrl.federation.bounds import bounded_curve, bounded_epsilon
+from privfedrl.federation.bounds import bounded_curve, bounded_epsilon, plan_cost
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.he import HEParameters
 from privfedrl.plan import Plan
@@ -27,7 +27,6 @@ from privfedrl.privacy import (
     Ledger,
     Statement,
     Unit,
-    compose,
 )
 from privfedrl.privacy.claims import claim
 from privfedrl.privacy.statement import UNSIGNED
@@ -212,7 +211,7 @@ def _as_seen_by(
 def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim | None:
     """The claim against one adversary; None where no finite epsilon is proven."""
     plan = setup.plan
-    spent = compose(plan.unit, events, setup.accounted_delta)
+    spent = plan_cost(plan, events, setup.accounted_delta)
     epsilon = bounded_epsilon(setup, events)
     if not math.isfinite(epsilon):
         return None

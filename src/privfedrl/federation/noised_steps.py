@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,12 @@ from privfedrl.federation.setup import RoundSetup
 from privfedrl.primitives.random import Entropy
 from privfedrl.privacy import Mechanism
 from privfedrl.rollout import TrajectoryBatch
-from privfedrl.training import LocalTrainer, LocalUpdate, clip_rows
+from privfedrl.training import LocalUpdate, clip_rows
 
 __all__ = ["NoisedSteps", "as_faults"]
+
+if TYPE_CHECKING:
+    from privfedrl.training import LocalTrainer
 
 Vector = NDArray[np.float64]
 _LABEL = b"pfrl-local-step/1\x00"

@@ -85,9 +85,12 @@ class Promise:
     def _mechanism_text(self) -> str:
         if self.mechanism == "none":
             return "none: no noise is added and nothing is promised"
+        carrier = {
+            "central-discrete-gaussian": "one share on the sum",
+            "local-skellam": "every local step of every agent",
+        }.get(self.mechanism, "the honest floor alone")
         return (
-            f"{self.mechanism}, noise multiplier {self.noise_multiplier:.3f} carried by the honest "
-            "floor alone"
+            f"{self.mechanism}, noise multiplier {self.noise_multiplier:.3f} carried by {carrier}"
         )
 
     def _wire_text(self) -> str:

@@ -20,6 +20,7 @@ from privfedrl.he.parameters import MIN_GUARD_BITS
 from privfedrl.plan import Plan
 from privfedrl.privacy import (
     CentralDiscreteGaussian,
+    Charge,
     DiscreteGaussianEvent,
     DistributedDiscreteGaussian,
     DistributedSkellam,
@@ -30,6 +31,7 @@ from privfedrl.privacy import (
     SkellamEvent,
     Target,
     UnboundedEvent,
+    Unit,
     least_noise,
 )
 from privfedrl.rollout import MlpPolicy
@@ -103,6 +105,27 @@ class RoundSetup:
     def budget(self) -> float:
         """Epsilon that a ledger must not let a run exceed; infinite where nothing is promised."""
         return math.inf if self.mechanism is None else self.plan.privacy.epsilon
+
+    def charge(self, release_id: str, *, group: str) -> Charge:
+        """What a ledger must hold before the release leaves: the costliest that may come of it.
+
+        Args:
+            release_id: names the attempt, "task/round/attempt".
+            group: identity of the trajectories in it. An agent knows it; whoever does not names
+                the release, and agents vouch in their own ledgers for fresh trajectories.
+        """
+        person = self.plan.unit is Unit.PERSON
+        return Charge(
+            plan_digest=self.plan.digest,
+            release_id=release_id,
+            group=group,
+            unit=self.plan.unit,
+            adversary=self.adversary,
+            event=self.worst_event,
+            epsilon=self.budget,
+            delta=self.accounted_delta,
+            max_participations=self.plan.releases_per_unit if person else None,
+        )
 
     @property
     def shares_per_run(self) -> int:

@@ -36,7 +36,7 @@ from privfedrl.federation.coordinator import (
 )
 from privfedrl.federation.fleet_experience import FleetExperience, generator
 from privfedrl.federation.guarantee import run_statement
-from privfedrl.federation.participants import AUDITOR, KEY_AUTHORITY, Participants
+from privfedrl.federation.participants import AUDITOR, COORDINATOR, KEY_AUTHORITY, Participants
 from privfedrl.federation.persons import admission
 from privfedrl.federation.run_directory import (
     METRICS,
@@ -188,7 +188,7 @@ class Simulation:
         save_policy(path, self.setup.policy, self.state.parameters, plan_digest=self.plan.digest)
         statement = run_statement(
             self.setup, self.participants.ledger, deterministic=self.header.deterministic
-        )
+        ).sign(self.participants.identities[COORDINATOR].sign)
         write_atomically(self.directory.statement, statement.to_json().encode())
         summary = summarise(
             self.plan,

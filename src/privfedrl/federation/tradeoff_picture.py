@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privfedrl.durable_files import write_atomically
-from privfedrl.errors import ConfigurationError
-from privfedrl.federation.report import require_matplotlib
+from privfedrl.errors import ConfigurationError, MissingExtraError
 from privfedrl.federation.tradeoff import Point, fleets, point
 from privfedrl.plan import Plan
 
@@ -39,11 +38,13 @@ def write_picture(plan: Plan, path: Path) -> None:
     """
     if path.suffix.lower() != ".png":
         raise ConfigurationError(f"the picture's name must end in .png, got {path.name!r}")
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", extra="report") from error
     figure = Figure(figsize=(7.2, 4.5), dpi=150, layout="constrained")
     _draw(figure.add_subplot(), plan)
+    figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomically(path, buffer.getvalue())
@@ -79,7 +80,6 @@ def _draw(axes: Axes, plan: Plan) -> None:
     axes.set_xlabel(f"epsilon of one {_unit(plan, here)}, at delta = {plan.privacy.delta:g}")
     axes.set_ylabel("noise in the released mean / clip norm\n(L2 over all parameters)")
     axes.set_title(f"{plan.name}: privacy against noise, by number of agents", fontsize=10)
-    axes.legend(loc="upper right", fontsize=8.5, edgecolor="none", numpoints=1)  # curves fall
 
 
 def _epsilons(here: Point) -> tuple[list[float], list[float]]:

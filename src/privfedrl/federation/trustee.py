@@ -25,7 +25,7 @@ from privfedrl.he.vault import SecretKey
 from privfedrl.parties import Identity, Journal, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
-from privfedrl.privacy import Charge, Ledger
+from privfedrl.privacy import Ledger
 
 __all__ = ["SumAuditor", "Trustee"]
 
@@ -170,20 +170,8 @@ class Trustee(_Rounds):
 
     def _charge(self, config: HEConfig, contributors: tuple[str, ...]) -> bytes:
         """Reserve and settle this opening in the trustee's ledger; its head is the permit."""
-        plan = self._setup.plan
         release_id = f"{config.task_id.hex()}/{config.round}/{config.attempt}"
-        reservation = self._ledger.reserve(
-            Charge(
-                plan_digest=plan.digest,
-                release_id=release_id,
-                group=release_id,  # agents vouch, in their own ledgers, for fresh trajectories
-                unit=plan.unit,
-                adversary=self._setup.adversary,
-                event=self._setup.worst_event,
-                epsilon=self._setup.budget,
-                delta=self._setup.accounted_delta,
-            )
-        )
+        reservation = self._ledger.reserve(self._setup.charge(release_id, group=release_id))
         self._ledger.settle(
             reservation,
             self._setup.settled(len(contributors)),

@@ -2,11 +2,23 @@
 
 Two rules, and no others:
 
-* sequential: releases that may touch the same unit add up (RDP curves add; a list of nothing but
-  unsubsampled Gaussian releases uses the exact curve, mu^2 = sum mu_r^2);
+* sequential: releases that may touch the same unit add up;
 * parallel: groups of releases that touch disjoint sets of units cost the maximum, for the same
   delta (audits/proofs/parallel_composition.md).
 
+What is reported is the least of the bounds that are valid for the releases, by name:
+
+| bound       | holds for                                                          |
+|-------------|--------------------------------------------------------------------|
+| `exact-gdp` | Gaussian releases without sampling: mu^2 = sum mu_r^2              |
+| `pld`       | Gaussian releases, Poisson-sampled or not (``pld``)                |
+| `rdp`       | every event that has a curve (``rdp``): curves add                 |
+| `two-steps` | Poisson-sampled releases when a unit is replaced: one step to      |
+|             | remove it and one to add the other, 2 eps at delta' with           |
+|             | (1 + e^eps) delta' = delta                                         |
+
+All of it is about schedules that were committed in advance: events chosen by looking at earlier
+outputs need a filter (``filters``), which the ledger applies by itself.
 The cost of an event is computed once: a thousand equal rounds cost as much time as one.
 The sampler's own delta (``samplers.delta_of_sampler``) is not included: callers subtract it from
 the delta that they pass, as ``calibration`` does.
@@ -16,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -27,17 +39,20 @@ from privfedrl.errors import ConfigurationError, UnsupportedMechanism
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
-    SkellamEvent,
+    NoReleaseEvent,
+    PoissonSampledEvent,
     UnboundedEvent,
     unit_of,
 )
 from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
-from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
+from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
 from privfedrl.privacy.units import Adjacency, Unit
 
 __all__ = ["Spent", "compose", "epsilon", "epsilon_of_counts", "parallel"]
 
 _Counts = tuple[tuple[DpEvent, int], ...]
+_LARGEST_STEP = 700.0  # exp of it is near the largest float
+_HALVINGS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +62,8 @@ class Spent:
     Attributes:
         epsilon: >= 0; inf when something left without noise.
         delta: the delta that was asked for.
-        bound: ``no-release`` | ``exact-gdp`` | ``rdp`` | ``unbounded``; a figure that is the
-            maximum over disjoint groups carries the prefix ``parallel ``.
+        bound: a name of the module's table, ``no-release`` or ``unbounded``; a figure that is
+            the maximum over disjoint groups carries the prefix ``parallel ``.
         order: the Renyi order that attains the bound, if it is an RDP bound.
     """
 
@@ -82,7 +97,7 @@ def epsilon_of_counts(
     Args:
         counts: how often each event happened, >= 0.
     """
-    if any(not isinstance(n, int) or n < 0 for n in counts.values()):
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in counts.values()):
         raise ConfigurationError("counts must be integers >= 0")
     _single_unit({unit_of(event) for event in counts})
     present = ((event, n) for event, n in counts.items() if n)
@@ -173,14 +188,8 @@ def _counted(events: Sequence[DpEvent]) -> _Counts:
     return tuple(sorted(counts.items(), key=_sort_key))
 
 
-def _sort_key(item: tuple[DpEvent, int]) -> tuple[str, float, int, int]:
-    match item[0]:
-        case SkellamEvent(sensitivity=bound, variance=variance):
-            return ("skellam", variance, bound.l2_squared, bound.l1)
-        case GaussianEvent(noise_multiplier=multiplier):
-            return ("gaussian", multiplier, 0, 0)
-        case other:
-            return (type(other).__name__, 0, 0, 0)
+def _sort_key(item: tuple[DpEvent, int]) -> str:
+    return repr(item[0])
 
 
 def _unit(counts: _Counts) -> Unit:
@@ -197,7 +206,7 @@ def _single_unit(units: set[Unit]) -> None:
 def _spent(counts: _Counts, delta: float, adjacency: Adjacency) -> Spent:
     if any(isinstance(event, UnboundedEvent) for event, _ in counts):
         return Spent(epsilon=math.inf, delta=delta, bound="unbounded")
-    costly = [(e, n) for e, n in counts if isinstance(e, SkellamEvent | GaussianEvent)]
+    costly = [(e, n) for e, n in counts if not isinstance(e, NoReleaseEvent)]
     if not costly:
         return Spent(epsilon=0.0, delta=delta, bound="no-release")
     gaussian = [(event, n) for event, n in costly if isinstance(event, GaussianEvent)]
@@ -205,23 +214,47 @@ def _spent(counts: _Counts, delta: float, adjacency: Adjacency) -> Spent:
         factor = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
         mu = factor * math.hypot(*(math.sqrt(n) / e.noise_multiplier for e, n in gaussian))
         return Spent(epsilon=gaussian_epsilon(mu, delta), delta=delta, bound="exact-gdp")
+    return min(_bounds(costly, delta, adjacency), key=lambda spent: spent.epsilon)
+
+
+def _bounds(
+    costly: Sequence[tuple[DpEvent, int]], delta: float, adjacency: Adjacency
+) -> Iterator[Spent]:
+    """Every bound that holds for releases with noise, some of them not plain Gaussians."""
     total = np.zeros_like(ORDERS)
     with np.errstate(over="ignore"):
         for event, count in costly:
             total += count * _curve(event, adjacency)
     value, order = rdp_to_epsilon(total, ORDERS, delta)
-    return Spent(epsilon=value, delta=delta, bound="rdp", order=order)
+    yield Spent(epsilon=value, delta=delta, bound="rdp", order=order)
+    sampled = any(isinstance(event, PoissonSampledEvent) for event, _ in costly)
+    if sampled and adjacency is Adjacency.REPLACE_ONE:
+        yield _two_steps(tuple(costly), delta)
+
+
+def _two_steps(costly: _Counts, delta: float) -> Spent:
+    """Replacing is removing and adding: twice (eps, delta') is (2 eps, (1 + e^eps) delta')."""
+
+    def single(step: float) -> float:
+        share = delta / (1.0 + math.exp(min(step, _LARGEST_STEP)))
+        return _spent(costly, share, Adjacency.ADD_REMOVE).epsilon
+
+    # single is increasing in step; the least step with single(step) <= step is what we look for
+    high = max(single(0.0), 1e-300)
+    while high <= _LARGEST_STEP and single(high) > high:
+        high *= 2.0
+    if high > _LARGEST_STEP:
+        return Spent(epsilon=math.inf, delta=delta, bound="two-steps")
+    low = high / 2.0
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if single(middle) <= middle else (middle, high)
+    return Spent(epsilon=2.0 * high, delta=delta, bound="two-steps")
 
 
 @lru_cache(maxsize=4096)
-def _curve(event: SkellamEvent | GaussianEvent, adjacency: Adjacency) -> npt.NDArray[np.float64]:
+def _curve(event: DpEvent, adjacency: Adjacency) -> npt.NDArray[np.float64]:
     """RDP of one event at ORDERS; read-only."""
-    if isinstance(event, SkellamEvent):
-        moved = event.sensitivity.for_adjacency(adjacency)
-        curve = skellam_rdp(SkellamEvent(sensitivity=moved, variance=event.variance))
-    else:
-        scale = 4.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
-        with np.errstate(over="ignore"):
-            curve = scale * gaussian_rdp(event)
+    curve = event_rdp(event, adjacency=adjacency)
     curve.flags.writeable = False
     return curve

@@ -17,9 +17,10 @@ from fractions import Fraction
 from typing import TypeVar
 
 from privfedrl.errors import ConfigurationError
+from privfedrl.privacy.accountant import epsilon_of_counts
+from privfedrl.privacy.events import DpEvent
 from privfedrl.privacy.gdp import check_delta
 from privfedrl.privacy.mechanisms import DistributedSkellam, Mechanism
-from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
 from privfedrl.privacy.samplers import MAX_VARIANCE
 from privfedrl.privacy.units import Adjacency, IntegerSensitivity
 
@@ -87,8 +88,8 @@ def mechanism_epsilon(
     remaining = math.nextafter(delta - charge, -math.inf)
     if remaining <= 0.0:
         return math.inf
-    curve = event_rdp(mechanism.event(min_honest), adjacency=adjacency)
-    return rdp_to_epsilon(participations * curve, ORDERS, remaining)[0]
+    events: dict[DpEvent, int] = {mechanism.event(min_honest): participations}
+    return epsilon_of_counts(events, remaining, adjacency=adjacency).epsilon
 
 
 def least_noise(

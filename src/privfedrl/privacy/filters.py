@@ -55,7 +55,7 @@ _CONVERSION_SLACK = 1e-14
 # where the Gaussian curve can be inverted; outside, the filter is tighter than it need be
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _MAX_COUNT = 2**53
-_INTEGER_ORDERS: FloatArray = ORDERS[ORDERS == np.floor(ORDERS)]
+_INTEGER_ORDERS: FloatArray = ORDERS[np.mod(ORDERS, 1.0) == 0.0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

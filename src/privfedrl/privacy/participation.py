@@ -17,8 +17,8 @@ registers of two agents share no key and cannot be joined.
 | malformed, not a register, other schema, short         | LedgerIntegrity     |
 | closed, or used after a fork                           | LocalProtocolError  |
 
-What it cannot detect: a file that was deleted, replaced by an older copy while closed, robbed of its
-``-wal`` file after a crash, or rewritten by somebody who can write it. Keep it beside the ledger.
+What it cannot detect: a file that was deleted, replaced by an older copy while closed, robbed of
+its ``-wal`` file after a crash, or rewritten by somebody who can write it. Keep it by the ledger.
 """
 
 from __future__ import annotations

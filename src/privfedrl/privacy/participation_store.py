@@ -111,10 +111,9 @@ class ParticipationStore:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    # the error that brought us here is the one to report
-                    with contextlib.suppress(sqlite3.Error):
-                        connection.execute("ROLLBACK")
+                # sqlite may have rolled back by itself; the error that brought us here is reported
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
                 raise
 
     def _live(self) -> sqlite3.Connection:

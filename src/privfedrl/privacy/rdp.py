@@ -52,13 +52,14 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def _orders() -> FloatArray:
-    """Fractions from 1.01 to 64 (16 per octave of alpha - 1), every integer from 2 to 1024, then
-    32 integers per octave up to 2^24.
+    """Fractions from 1.01 to 64 (16 per octave of alpha - 1, and tenths to 16), every integer from
+    2 to 1024, then 32 integers per octave up to 2^24.
 
     The best order is near 1 + sqrt(2 ln(1/delta)) / mu_GDP, so 1.01 serves every epsilon below
     some 10^5, and 2^24 every epsilon above about 1e-6; beyond them the bound is loose but valid.
     """
     fractions = 1.0 + np.round(0.01 * 2.0 ** (np.arange(0, 203) / 16), 4)
+    fractions = np.union1d(fractions, np.arange(11, 160) / 10.0)
     sparse = np.unique(np.rint(2.0 ** np.arange(10, 24 + 1 / 64, 1 / 32)))
     orders = np.union1d(np.union1d(fractions, np.arange(2.0, 1025.0)), sparse)
     orders.flags.writeable = False

@@ -41,7 +41,9 @@ def _per_octave(low: int, high: int, count: int) -> FloatArray:
 
 
 def _fractions() -> FloatArray:
-    return 1.0 + np.round(0.01 * 2.0 ** (np.arange(0, 203) / 16), 4)
+    return np.union1d(
+        1.0 + np.round(0.01 * 2.0 ** (np.arange(0, 203) / 16), 4), np.arange(11, 160) / 10.0
+    )
 
 
 _INTEGERS = np.union1d(np.arange(2.0, 65.0), _per_octave(64, _LARGEST_SUM, 16))
@@ -168,13 +170,14 @@ def _integrals(alpha: FloatArray, sigma: float, rate: float) -> FloatArray:
     low, high = math.ceil(_TAIL / h), math.ceil((float(alpha[-1]) / sigma + _TAIL) / h)
     if low + high > _MOST_NODES:
         return np.full_like(alpha, math.inf)
-    t = h * np.arange(-low, high + 1)
+    t: FloatArray = np.arange(-low, high + 1, dtype=np.float64) * h
     exponent = alpha[:, None] * _log_mixture(t / sigma - 0.5 / sigma / sigma, rate) - t * t / 2.0
     top = np.max(exponent, axis=1)
     total = np.exp(exponent - top[:, None]).sum(axis=1) * (h / math.sqrt(2.0 * math.pi))
     # every exponent is the difference of two numbers below (alpha / sigma + 10)^2
     rounding = _ROUNDING * (8.0 + (alpha / sigma + _TAIL) ** 2)
-    return np.maximum(top + np.log(total), 0.0) + rounding
+    moments: FloatArray = np.maximum(top + np.log(total), 0.0) + rounding
+    return moments
 
 
 @lru_cache(maxsize=1)

@@ -147,6 +147,12 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if not self.voided and isinstance(self.epsilon.claims, str):
             raise PrivacyError("epsilon.claims must list claims for a run with noise, got text")
         self._check_claims()
+        signature = self.identity.signature
+        if not (_SIGNATURE.fullmatch(signature) or signature.startswith("not applicable: ")):
+            raise PrivacyError(
+                "identity.signature must be 'ed25519:' and 128 hex digits in small letters, or "
+                f"'not applicable: ' and a reason, got {signature!r}"
+            )
         if not (_is_head(self.ledger.head) or self.voided):
             raise PrivacyError("ledger.head must be 64 hex digits: epsilon rests on the ledger")
 

@@ -26,6 +26,8 @@ from privfedrl.testing.adapter import (
 if TYPE_CHECKING:
     from privfedrl.testing.attacks import attack_suite, run_attacks
     from privfedrl.testing.invariants import Violation, violations
+    from privfedrl.testing.isolation import assert_unit_isolated
+    from privfedrl.testing.isolation_values import UnitLeak
     from privfedrl.testing.machine import aggregation_machine
     from privfedrl.testing.network import (
         Edit,
@@ -67,9 +69,11 @@ __all__ = [
     "Schedule",
     "SimulatedNetwork",
     "TransportAdapter",
+    "UnitLeak",
     "Verdict",
     "Violation",
     "aggregation_machine",
+    "assert_unit_isolated",
     "attack_suite",
     "cohorts",
     "delivery_schedules",
@@ -98,9 +102,11 @@ _LAZY = {
     "Run": "network",
     "Schedule": "network",
     "SimulatedNetwork": "network",
+    "UnitLeak": "isolation_values",
     "Verdict": "verdict",
     "Violation": "invariants",
     "aggregation_machine": "machine",
+    "assert_unit_isolated": "isolation",
     "attack_suite": "attacks",
     "cohorts": "strategies",
     "delivery_schedules": "strategies",

@@ -33,7 +33,7 @@ from privfedrl.testing.isolation_values import (
     compare_repeats,
     movement,
 )
-from privfedrl.testing.isolation_worlds import Pair, World, pairs
+from privfedrl.testing.isolation_worlds import EFFORTS, Pair, World, pairs
 
 __all__ = ["LintReport", "assert_unit_isolated", "lint", "lint_trainer", "main"]
 
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m privfedrl.testing.isolation", description="the leak linter against itself"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--effort", choices=("quick", "default", "thorough"), default="default")
+    parser.add_argument("--effort", choices=tuple(EFFORTS), default="quick")
     given = parser.parse_args(arguments)
     result = examine(effort=given.effort)
     print(json.dumps(result.to_dict(), indent=2) if given.json else result.to_text())

@@ -37,7 +37,7 @@ Float = NDArray[np.float64]
 
 
 def _roots(batch: TrajectoryBatch) -> Float:
-    return np.sqrt(np.maximum(batch.lengths, 1))[:, None]
+    return np.asarray(np.sqrt(np.maximum(batch.lengths, 1))[:, None], dtype=np.float64)
 
 
 class BatchMeanBaseline(Honest):
@@ -81,7 +81,8 @@ class BatchAdvantages(Honest):
         chosen = advantages[batch.mask]
         if not chosen.size:
             return advantages
-        return (advantages - chosen.mean()) / (chosen.std() + 1e-8) / _roots(batch)
+        scaled = (advantages - chosen.mean()) / (chosen.std() + 1e-8)
+        return np.asarray(scaled / _roots(batch), dtype=np.float64)
 
 
 class PrivateCritic(Honest):
@@ -89,14 +90,15 @@ class PrivateCritic(Honest):
 
     def __init__(self) -> None:
         super().__init__()
-        self._critic = np.zeros(self.policy.observation_size + 1)
+        self._critic: Float = np.zeros(self.policy.observation_size + 1)
 
     def weights(self, batch: TrajectoryBatch) -> Float:
         """w = GAE(0.95) of the critic so far; then the critic learns."""
         features = _features(batch)
         values = features @ self._critic
         returns, advantages = to_go(batch), np.zeros(batch.mask.shape)
-        following, after = np.zeros(len(values)), np.zeros(len(values))
+        following: Float = np.zeros(len(values))
+        after: Float = np.zeros(len(values))
         for t in range(values.shape[1] - 1, -1, -1):
             delta = finite_rewards(batch)[:, t] + GAMMA * after - values[:, t]
             following = np.where(batch.mask[:, t], delta + GAMMA * 0.95 * following, 0.0)

@@ -110,7 +110,7 @@ class Honest:
 
 
 class Epochs(Honest):
-    """K epochs on one batch: K releases, K charges; in between the policy moves by what is heard."""
+    """K epochs on one batch: K releases and K charges; the policy moves by what is heard."""
 
     charged_releases = 3
 
@@ -142,9 +142,8 @@ class QLearning(Honest):
 
     def temporal_differences(self, parameters: Float, batch: TrajectoryBatch) -> Float:
         """delta = r + gamma max Q_target(o') - Q(o, a), [B, T]; 0 past the end of a trajectory."""
-        taken = np.take_along_axis(
-            self._values(parameters, batch), batch.actions[..., None], axis=2
-        )[..., 0]
+        actions = batch.actions.astype(np.int64)[..., None]
+        taken = np.take_along_axis(self._values(parameters, batch), actions, axis=2)[..., 0]
         later = np.zeros_like(taken)
         later[:, :-1] = self._values(self._target, batch).max(axis=2)[:, 1:]
         follows = np.zeros_like(batch.mask)

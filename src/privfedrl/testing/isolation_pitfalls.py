@@ -91,9 +91,7 @@ PITFALLS = (
     _row(17, "all", "Adam moments of own gradients", value.AdamOfOwnGradients, _LATER, _STATE),
     _row(18, "federated", "weight by episode count", around.EpisodeWeights, _SUM, Channel.FIELD),
     _row(18, "federated", "data-driven participation", around.TakesPartWhenGood, _SUM),
-    _row(
-        19, "federated", "empty round skipped", around.SkipsWhenEmpty, Channel.CALLS, Channel.SHAPE
-    ),
+    _row(19, "federated", "empty round skipped", around.SkipsWhenEmpty, _CALLS),
     _row(19, "federated", "empty round raises", around.RaisesWhenEmpty, Channel.EXCEPTION, _CALLS),
     _row(20, "all", "noise from the training generator", around.NoiseFromTraining, Channel.NOISE),
     _row(20, "all", "noise generator in the checkpoint", around.CheckpointedNoise, Channel.NOISE),

@@ -270,7 +270,7 @@ def _repeat_leaks(first: Observation, second: Observation) -> Iterator[Leak]:
         for k, (x, y) in enumerate(zip(one.vectors, other.vectors, strict=False)):
             if x.shape == y.shape and _norms(x, y)[0]:
                 yield _repeated(f"round {index}, release {k}", "equal integers", "other integers")
-        if one.noise is not None and np.array_equal(one.noise, other.noise):
+        if _same(one.noise, other.noise):
             yield Leak(
                 kind=Channel.NOISE,
                 name=f"round {index}: noise share",
@@ -279,6 +279,10 @@ def _repeat_leaks(first: Observation, second: Observation) -> Iterator[Leak]:
                 message="noise is repeatable: seeded from the training generator or checkpointed "
                 "with it, so whoever knows the seed can subtract it",
             )
+
+
+def _same(one: IntArray | None, other: IntArray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
 
 
 def _repeated(name: str, expected: str, found: str) -> Leak:

@@ -187,13 +187,23 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, MethodType):
         yield "self", value.__self__
     else:
-        slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
-        for name in dict.fromkeys([*slots, *getattr(value, "__dict__", ())]):
+        for name in _slots(type(value)):
             if hasattr(value, name):
                 yield name, getattr(value, name)
+        yield from getattr(value, "__dict__", {}).items()
 
 
 def _slots(kind: type) -> tuple[str, ...]:
+    if kind not in _SLOTS:
+        names = (name for parent in kind.__mro__ for name in _own_slots(parent))
+        _SLOTS[kind] = tuple(dict.fromkeys(names))
+    return _SLOTS[kind]
+
+
+_SLOTS: dict[type, tuple[str, ...]] = {}  # looked up thousands of times in a run
+
+
+def _own_slots(kind: type) -> tuple[str, ...]:
     found = vars(kind).get("__slots__", ())
     names = (found,) if isinstance(found, str) else tuple(found)
     return tuple(

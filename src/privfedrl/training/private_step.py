@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from privfedrl.privacy.units import Unit
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.training.clip_groups import clip_by_group
-from privfedrl.training.local_update import LocalUpdate, check_clip_norm, clip_rows, row_norms
+from privfedrl.training.local_update import LocalUpdate, check_clip_norm, row_norms
 from privfedrl.training.metric_coordinates import (
     ClipQuantile,
     ReturnRelease,
@@ -134,7 +134,7 @@ def private_rows(
         grouping=grouping,
         gradient=gradient,
     )
-    scaled, dropped = _at_scale(units.gradients, current, bound)
+    scaled = _at_scale(units.gradients, current, bound)
     columns = _metric_columns(units, bound, current, return_release, clip_quantile)
     groups = row_groups(
         units.gradients.shape[1],
@@ -148,7 +148,7 @@ def private_rows(
         rows=clipped.rows,
         clip_norm=clipped.clip_norm,
         unit=Unit.TRAJECTORY if grouping is None else Unit.PERSON,
-        nonfinite_units=dropped + clipped.nonfinite[0],
+        nonfinite_units=clipped.nonfinite[0],
         batch_id=batch.batch_id,
     )
 
@@ -160,12 +160,12 @@ def _current_clip(current: float | None, bound: float, quantile: ClipQuantile | 
 
 def _at_scale(
     gradients: NDArray[np.floating], current: float, bound: float
-) -> tuple[NDArray[np.floating], int]:
-    """clip(g, C_r) C / C_r, and how many were not finite; untouched where C_r = C."""
+) -> NDArray[np.floating]:
+    """g C / C_r, whose clip to C is clip(g, C_r) C / C_r: one clip, and its bound never moves."""
     if current == bound:
-        return gradients, 0  # the one clip that follows is enough
-    rows, dropped = clip_rows(gradients, current)
-    return rows / current * bound, dropped
+        return gradients
+    with np.errstate(over="ignore"):  # beyond the largest float64: dropped as not finite
+        return gradients.astype(np.float64) * (bound / current)
 
 
 def _metric_columns(
