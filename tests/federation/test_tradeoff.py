@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,25 @@ AGENTS = dataclasses.replace(
 )
 
 
+def _with_privacy(**changes: Any) -> Plan:
+    return CARTPOLE.replace("privacy", **changes)
+
+
+MECHANISMS = {
+    "cartpole": CARTPOLE,
+    "lander": LANDER,
+    "agents": AGENTS,
+    "persons": _with_privacy(unit="person", max_rounds_per_unit=10, max_trajectories_per_unit=4),
+    "discrete gaussian": _with_privacy(mechanism="discrete-gaussian"),
+    "central": _with_privacy(mechanism="central-discrete-gaussian"),
+    "local": dataclasses.replace(
+        CARTPOLE,
+        privacy=dataclasses.replace(CARTPOLE.privacy, mechanism="local-skellam", mean_return=None),
+        federation=dataclasses.replace(CARTPOLE.federation, strategy="fedavg"),
+    ),
+}
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_plan_has_a_table_of_at_most_fourteen_choices(path: Path) -> None:
     plan = Plan.from_toml(path)
@@ -46,7 +66,7 @@ def test_every_shipped_plan_has_a_table_of_at_most_fourteen_choices(path: Path) 
     assert all(len(line) <= 100 for line in found.summary().splitlines())
 
 
-@pytest.mark.parametrize("plan", [CARTPOLE, LANDER, AGENTS], ids=["cartpole", "lander", "agents"])
+@pytest.mark.parametrize("plan", MECHANISMS.values(), ids=MECHANISMS)
 def test_every_row_is_the_least_noise_that_keeps_its_epsilon(plan: Plan) -> None:
     """Asked of the accountant again, with the events that a run of the changed plan charges."""
     found = tradeoff(plan)

@@ -306,7 +306,7 @@ def sampled(event: SkellamEvent, rate: float) -> PoissonSampledEvent:
         (shares(5), shares(5, variance=65), False),
         (shares(5), shares(5, coordinates=11), False),
         (shares(5), skellam(10**9), False),
-        # one share is an exact discrete Gaussian, two are not quite: absurdly many coordinates show it
+        # one share is exact, the sum of two is not quite: absurdly many coordinates show it
         (
             shares(1, variance=4, coordinates=10**40),
             shares(2, variance=4, coordinates=10**40),

@@ -161,7 +161,10 @@ def _update(
             if setup.plan.unit is Unit.AGENT:
                 return trainer.local_steps(parameters, collect), None
             batch = collect(parameters)
-            admitted = None if admit is None else admit(distinct_subjects(batch))
+            named = () if admit is None else distinct_subjects(batch)
+        # a register that cannot be written must stop the agent, not look like a broken environment
+        admitted = None if admit is None else admit(named)
+        with as_faults():
             update = trainer.local_update(parameters, batch, current_clip=clip, admitted=admitted)
             return update, None
     except EnvironmentFault as fault:

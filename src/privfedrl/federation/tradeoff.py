@@ -112,7 +112,8 @@ class TradeOff:
     def _title(self) -> str:
         if self.noiseless:
             return f"trade-off at delta {self.delta:g}, if {self.mechanism} noise were added:"
-        return f"trade-off at delta {self.delta:g}, {self.mechanism} noise (* = the plan):"
+        legend = "* = the plan, - = refused"
+        return f"trade-off at delta {self.delta:g}, {self.mechanism} noise ({legend}):"
 
     def __str__(self) -> str:
         columns = _COLUMNS if self._composes else _COLUMNS[:-1]

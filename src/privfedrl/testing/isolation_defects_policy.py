@@ -101,8 +101,8 @@ class PrivateCritic(Honest):
         after: Float = np.zeros(len(values))
         for t in range(values.shape[1] - 1, -1, -1):
             delta = finite_rewards(batch)[:, t] + GAMMA * after - values[:, t]
-            following = np.where(batch.mask[:, t], delta + GAMMA * 0.95 * following, 0.0)
-            after = np.where(batch.mask[:, t], values[:, t], 0.0)
+            following = batch.mask[:, t] * (delta + GAMMA * 0.95 * following)
+            after = batch.mask[:, t] * values[:, t]
             advantages[:, t] = following
         known = features[batch.mask]
         gram = known.T @ known + np.eye(known.shape[1])
