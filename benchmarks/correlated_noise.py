@@ -63,6 +63,13 @@ STEPS = {"adam": (0.06, 0.12, 0.24), "sgd": (1.2, 2.4, 4.8)}
 AGENT_STEPS = (0.05, 0.1, 0.2)
 AGENT_EPSILON = 2.0
 FIRST_SEED = 1000  # none of these was looked at when grid and bands were chosen
+# arm and step for many fresh seeds: the best of each arm on the seeds from FIRST_SEED on
+CONFIRM = {
+    "40 rounds x 80, independent": 0.06,
+    "40 rounds x 80, correlated": 0.12,
+    "20 rounds x 160, independent": 0.12,
+}
+CONFIRM_SEED = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +292,19 @@ def compare(
     return rows
 
 
+def confirm(count: int) -> dict[str, list[float]]:
+    """Last return of each arm of CONFIRM over ``count`` fresh seeds, Adam, epsilon 0.5."""
+    found: dict[str, list[float]] = {name: [] for name in CONFIRM}
+    for seed in range(CONFIRM_SEED, CONFIRM_SEED + count):
+        for name, step in CONFIRM.items():
+            run = learn(
+                trajectory_arms()[name], epsilon=0.5, optimizer="adam", step=step, seed=seed
+            )
+            found[name].append(round(run["last"], 1))
+        print(seed, {name: values[-1] for name, values in found.items()}, file=sys.stderr)
+    return found
+
+
 def line(row: dict[str, object]) -> str:
     return (
         f"{row['unit']:<11}eps {row['epsilon']:<5} {row['optimizer']:<5}{row['arm']:<36}"
@@ -313,11 +333,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="does it run? says nothing of return")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.5], help="trajectories")
+    parser.add_argument("--confirm", type=int, metavar="N", help="N fresh seeds of three arms only")
     parser.add_argument("--only", choices=["trajectory", "agent"], help="one of the two units")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds must be >= 1, got {options.seeds}")
     torch.set_num_threads(1)
+    if options.confirm:
+        print(json.dumps(confirm(options.confirm)))
+        return 0
     start = time.perf_counter()
     table = gains()
     for row in table:

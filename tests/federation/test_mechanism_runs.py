@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privfedrl.errors import ConfigurationError, PrivacyError, RemoteProtocolError
+from privfedrl.envs import nominal
+from privfedrl.errors import ConfigurationError, PrivacyError, RemoteProtocolError, StorageError
 from privfedrl.federation.adversaries import adversaries, main_adversary
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.central_noise import with_central_noise
 from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.coordinator import initial_federation_state, published, with_clip
+from privfedrl.federation.fleet_experience import FleetExperience
 from privfedrl.federation.noised_steps import NoisedSteps
 from privfedrl.federation.participants import KEY_AUTHORITY
 from privfedrl.federation.persons import check_participation
@@ -336,9 +338,6 @@ def test_rows_under_another_clip_keep_the_sensitivity_of_the_plan(make_plan: Mak
     plan = make_plan(ADAPTIVE)
     setup = round_setup(plan)
     rng = np.random.default_rng(4)
-    from privfedrl.envs import nominal
-    from privfedrl.federation.fleet_experience import FleetExperience
-
     source = FleetExperience(setup, [nominal("CartPole-v1")], seed=1, workers=None)
     theta = np.asarray(setup.policy.initial_parameters(rng), dtype=np.float64)
     for step, clip in enumerate((0.2, 1.0, 5.0)):
@@ -378,9 +377,6 @@ def test_a_bad_experience_of_a_person_sends_zeros_and_noise(make_plan: Make) -> 
     setup = round_setup(plan)
 
     def unnamed(theta: Any, step: int) -> Any:
-        from privfedrl.envs import nominal
-        from privfedrl.federation.fleet_experience import FleetExperience
-
         source = FleetExperience(
             round_setup(make_plan()), [nominal("CartPole-v1")], seed=1, workers=None
         )
@@ -397,6 +393,27 @@ def test_a_bad_experience_of_a_person_sends_zeros_and_noise(make_plan: Make) -> 
     )
     assert found.fault is not None
     assert found.vector.shape == (setup.codec.words,)
+
+
+def test_a_register_that_cannot_be_written_stops_the_agent_before_anything_is_computed(
+    make_plan: Make,
+) -> None:
+    setup = round_setup(make_plan(PERSON))
+    source = FleetExperience(setup, [nominal("CartPole-v1")], seed=1, workers=None)
+
+    def full(names: Any) -> frozenset[str]:
+        raise StorageError("the register is full")
+
+    with pytest.raises(StorageError, match="full"):
+        contribute(
+            setup,
+            local_trainer(setup),
+            published_model(setup, np.zeros(setup.policy.num_parameters)),
+            experience=lambda theta, step: source.of(0, theta, 0, 0, step),
+            admit=full,
+            rotation_seed=bytes(32),
+            entropy=DeterministicEntropy(b"full"),
+        )
 
 
 def test_the_report_and_the_rows_of_a_run_are_json(tmp_path: Path, make_plan: Make) -> None:

@@ -27,6 +27,7 @@ from privfedrl.training import (
     Truncation,
 )
 from privfedrl.training.subjects import distinct_subjects
+from privfedrl.training.trajectory_gradients import fused, hooks
 
 __all__ = ["Contribution", "PublishedModel", "contribute", "local_trainer", "published_model"]
 
@@ -99,6 +100,8 @@ def local_trainer(setup: RoundSetup) -> LocalTrainer:
             local_steps=1 if local else plan.training.local_steps,
             learning_rate=plan.training.local_learning_rate,
         ),
+        # local DP-SGD takes Opacus' per-sample gradients, everything else the fused ones
+        gradient=hooks if local else fused,
     )
 
 

@@ -37,7 +37,8 @@ class Point:
         share_variance: least variance of one share, squared grid units.
         noise_multiplier: noise of those shares over the L2 clip of a unit's whole row.
         mean_noise_std: standard deviation of the noise in a coordinate of the released mean when
-            everybody survives, over the clip norm.
+            everybody survives, over the clip norm. Where agents noise their own steps: of the mean
+            model delta, with its steps and learning rate.
         mean_noise_norm: root mean square L2 norm of that noise over all policy parameters, over the
             clip norm. At 1 it is as long as the mean of clipped updates can be.
         most_releases: releases of one unit that the plan's own noise affords at this epsilon with

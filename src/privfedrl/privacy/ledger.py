@@ -334,7 +334,8 @@ class Ledger:
         """
         with self._lock:
             chain = self._refreshed()
-            at = self._known(unit, adversary).report(delta, Adjacency.ADD_REMOVE).running.delta
+            known = self._known(unit, adversary)
+            at = known.default_delta() if delta is None else check_delta(delta)
             return odometer_rows(chain, (unit, adversary), at)
 
     def checkpoint(self, name: str, sign: Callable[[bytes], bytes]) -> Checkpoint:

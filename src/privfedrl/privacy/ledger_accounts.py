@@ -188,12 +188,12 @@ class AccountState:
         """What may be stated; :meth:`privfedrl.privacy.ledger.Ledger.spent` has the rules."""
         if self.regime == "adaptive" and self.budget is not None:
             return budget_spent(self.budget, delta, adjacency)
-        delta = self._default_delta() if delta is None else check_delta(delta)
+        delta = self.default_delta() if delta is None else check_delta(delta)
         return committed_cost(self.unit, _parts(self.plans), delta, adjacency)
 
     def report(self, delta: float | None, adjacency: Adjacency) -> Account:
         """The account as a value; arguments as for :meth:`spent`."""
-        at = self._default_delta() if delta is None else check_delta(delta)
+        at = self.default_delta() if delta is None else check_delta(delta)
         return Account(
             unit=self.unit,
             adversary=self.adversary,
@@ -211,7 +211,8 @@ class AccountState:
         """The diagnostic epsilon of everything charged so far."""
         return running_cost(self.unit, _parts(self.plans), delta).epsilon
 
-    def _default_delta(self) -> float:
+    def default_delta(self) -> float:
+        """The smallest delta that was charged; before any charge, that of the budget."""
         if self.plans or self.budget is None:
             return self.smallest_delta
         return self.budget.delta

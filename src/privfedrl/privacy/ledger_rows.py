@@ -117,7 +117,7 @@ class Budget:
             ConfigurationError: epsilon or delta is out of range, or admits no release at all.
         """
         kept = Filter.declare(kind, epsilon, delta)
-        if not (kept.allowed > 0.0 and math.isfinite(epsilon)):
+        if not (kept.allowed > 0.0 and 0.0 < epsilon < math.inf):
             raise ConfigurationError(
                 "epsilon must be finite and > 0, and large enough to admit any release at delta = "
                 f"{delta!r}, got {epsilon!r}"

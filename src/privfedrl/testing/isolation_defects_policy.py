@@ -95,13 +95,13 @@ class PrivateCritic(Honest):
     def weights(self, batch: TrajectoryBatch) -> Float:
         """w = GAE(0.95) of the critic so far; then the critic learns."""
         features = _features(batch)
-        values = features @ self._critic
+        values: Float = np.asarray(features @ self._critic, dtype=np.float64)
         returns, advantages = to_go(batch), np.zeros(batch.mask.shape)
         following: Float = np.zeros(len(values))
         after: Float = np.zeros(len(values))
         for t in range(values.shape[1] - 1, -1, -1):
             delta = finite_rewards(batch)[:, t] + GAMMA * after - values[:, t]
-            following = batch.mask[:, t] * (delta + GAMMA * 0.95 * following)
+            following = np.multiply(batch.mask[:, t], delta + GAMMA * 0.95 * following)
             after = batch.mask[:, t] * values[:, t]
             advantages[:, t] = following
         known = features[batch.mask]

@@ -219,9 +219,9 @@ _UNCHARGED = "a release that is not charged moved: fewer compositions are declar
 
 def _within(name: str, x: IntArray, y: IntArray, bound: IntegerSensitivity) -> Iterator[Leak]:
     l2_squared, l1 = _norms(x, y)
-    for norm, found, allowed in (
-        ("L2 squared", l2_squared, bound.l2_squared),
-        ("L1", l1, bound.l1),
+    for norm, found, allowed, times in (
+        ("L2 squared", l2_squared, bound.l2_squared, math.sqrt(l2_squared / bound.l2_squared)),
+        ("L1", l1, bound.l1, l1 / bound.l1),
     ):
         if found > allowed:
             yield Leak(
@@ -229,7 +229,8 @@ def _within(name: str, x: IntArray, y: IntArray, bound: IntegerSensitivity) -> I
                 name=f"{name}: {norm}",
                 expected=f"<= {allowed}",
                 found=str(found),
-                message="the sum before noise moved by more than is charged for one unit",
+                message=f"the sum before noise moved by {times:.3f} times what is charged "
+                f"({norm.split()[0]})",
             )
 
 

@@ -27,6 +27,7 @@ from privfedrl.training.networks import TorchMlp
 from privfedrl.training.private_step import private_rows, unit_rows
 from privfedrl.training.reinforce import Truncation, check_discount
 from privfedrl.training.subjects import Grouping, grouped
+from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused
 
 __all__ = ["LocalTrainer", "ReinforceSettings"]
 
@@ -123,7 +124,11 @@ class ReinforceSettings:
 
 
 class LocalTrainer:
-    """REINFORCE on one agent. Not for two threads; remembers which batches it has used."""
+    """REINFORCE on one agent. Not for two threads; remembers which batches it has used.
+
+    ``gradient`` chooses how per-trajectory gradients are computed: ``fused``, or ``hooks`` of
+    Opacus; they agree to float rounding (``trajectory_gradients``).
+    """
 
     def __init__(
         self,
@@ -131,9 +136,11 @@ class LocalTrainer:
         settings: ReinforceSettings,
         *,
         dtype: torch.dtype = torch.float32,
+        gradient: TrajectoryGradient = fused,
     ) -> None:
         self.policy = policy
         self.settings = settings
+        self._gradient = gradient
         self._network = TorchMlp(policy, dtype=dtype)
         self._spent: set[bytes] = set()
 
@@ -195,6 +202,7 @@ class LocalTrainer:
             clip_quantile=settings.clip_quantile,
             current_clip=current_clip,
             grouping=grouping,
+            gradient=self._gradient,
         )
 
     def local_steps(self, parameters: Float, collect: Collect) -> LocalUpdate:
@@ -264,6 +272,7 @@ class LocalTrainer:
             entropy_weight=settings.entropy_weight,
             truncation=settings.truncation,
             grouping=grouping,
+            gradient=self._gradient,
         )
         return _finite_rows(units.gradients.astype(np.float64, copy=False))
 
