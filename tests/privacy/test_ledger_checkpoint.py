@@ -204,10 +204,12 @@ def test_a_key_of_another_length_is_refused(key: Any) -> None:
 
 
 def test_a_signer_that_returns_no_signature_or_a_clock_without_time_makes_no_checkpoint() -> None:
-    times = iter([1.0, math.nan])
+    times = iter([1.0, 1.0, math.nan])
+    text: Any = lambda message: "ab" * 64  # noqa: E731 - a signer of the wrong kind
     with Ledger.open(":memory:", clock=lambda: next(times)) as ledger:
-        with pytest.raises(ConfigurationError, match="signature"):
-            ledger.checkpoint(NAME, lambda message: message)
+        for sign in (text, lambda message: message):
+            with pytest.raises(ConfigurationError, match="signature"):
+                ledger.checkpoint(NAME, sign)
         with pytest.raises(ConfigurationError, match="clock"):
             ledger.checkpoint(NAME, KEY.sign)
     with pytest.raises(LocalProtocolError, match="closed"):

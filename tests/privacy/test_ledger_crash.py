@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -209,6 +214,91 @@ def test_an_error_between_lock_and_commit_charges_nothing(path: Path) -> None:
         other.reserve(charge("other"))
         ledger.reserve(charge("interrupted"))
         assert ledger.verify().reservations == 2
+
+
+# ---- audits/crash_test.py: the same from outside, with releases, restarts and budgets -----------
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[2] / "audits" / "crash_test.py"
+    spec = importlib.util.spec_from_file_location("crash_test", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_writers_killed_at_random_instants_never_release_what_was_not_charged(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    found = script.crash_test(48, seed=3, folder=tmp_path)
+    assert found.failures == []
+    assert found.ok
+    assert found.kills == 48
+    assert min(found.checks.values()) >= 16
+    assert found.released > 0
+
+
+@pytest.mark.parametrize("defect", ["release-before-reserve", "settle-below-truth"])
+def test_the_crash_test_notices_a_writer_that_breaks_a_rule(
+    script: ModuleType, tmp_path: Path, defect: str
+) -> None:
+    """Control. A release before its charge stands alone as soon as the budget refuses the charge,
+    a settlement below the truth as soon as one is made: neither depends on the instant of a kill,
+    and the run stops there.
+    """
+    found = script.crash_test(300, seed=3, folder=tmp_path, defect=defect)
+    assert not found.ok
+    assert found.failures
+
+
+def test_the_crash_test_notices_a_ledger_that_lost_its_newest_rows(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    outcome = script.Outcome()
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        ledger.declare_budget(Unit.PERSON, script.ADVERSARY, script.EPSILON, script.DELTA)
+        for name in ("a", "b"):
+            notes = script.Notes(tmp_path / f"{name}.txt")
+            ledger.reserve(script._charge(name, bytes(32)))
+            for kind in ("reserved", "released"):
+                notes.write(kind, name)
+    head = script._check(tmp_path, outcome, "", dead=0)
+    assert outcome.failures == []
+    connection = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    trigger = connection.execute(
+        "SELECT sql FROM sqlite_master WHERE name = 'entries_refuse_delete'"
+    ).fetchone()[0]
+    connection.execute("DROP TRIGGER entries_refuse_delete")
+    connection.execute("DELETE FROM entries WHERE id = 3")
+    connection.execute(trigger)
+    connection.close()
+    script._check(tmp_path, outcome, head, dead=0)
+    script._check(tmp_path, outcome, "", dead=0)
+    assert [failure.split(":")[0] for failure in outcome.failures] == [
+        "chain",
+        "charged",
+        "kept",
+        "covered",
+    ]
+
+
+def test_the_crash_test_prints_a_table_or_json_and_fails_with_1(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["--kills", "24", "--seed", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["kills"], found["failures"]) == (True, 24, [])
+    assert script.main(["--kills", "300", "--defect", "settle-below-truth"]) == 1
+    text = capsys.readouterr().out
+    assert "FAILED  covered" in text
+    assert text.endswith("not ok\n")
+    with pytest.raises(SystemExit) as caught:
+        script.main(["--kills", "0"])
+    assert caught.value.code == 2
 
 
 @pytest.fixture

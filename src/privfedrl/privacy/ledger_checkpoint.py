@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
 import msgspec
@@ -95,7 +95,11 @@ class Checkpoint:
         name: str,
         sign: Callable[[bytes], bytes],
     ) -> Checkpoint:
-        """Sign the head; ``sign`` returns a 64-byte signature, e.g. that of an ``Identity``."""
+        """Sign the head; ``sign`` returns a 64-byte signature, e.g. that of an ``Identity``.
+
+        Raises:
+            ConfigurationError: ``sign`` returned something else, or a field is out of range.
+        """
         unsigned = cls(
             ledger_id=ledger_id,
             entries=entries,
@@ -105,7 +109,9 @@ class Checkpoint:
             signature="00" * 64,
         )
         signature = sign(unsigned.signed_bytes())
-        return cls(**{**asdict(unsigned), "signature": signature.hex()})
+        if not isinstance(signature, bytes) or len(signature) != 64:
+            raise ConfigurationError("sign must return a signature of 64 bytes")
+        return replace(unsigned, signature=signature.hex())
 
     def signed_bytes(self) -> bytes:
         """What the signature is about, as in the module header."""

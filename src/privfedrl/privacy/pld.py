@@ -39,8 +39,8 @@ __all__ = ["pld_epsilon"]
 FloatArray = npt.NDArray[np.float64]
 
 # the grid may raise epsilon by this share of it (second order in the step)
-_TOLERANCE = 2e-5
-_MOST_DISTINCT = 4096
+_TOLERANCE = 4e-5
+_MOST_DISTINCT = 2048
 _MOST_RELEASES = 2**40
 # above this rate a release is charged as if it were not sampled: the loss has no digits left
 _ALMOST_ALWAYS = 1.0 - 1e-4
@@ -60,9 +60,9 @@ def pld_epsilon(
     Returns:
         epsilon >= 0, or None: an event has no privacy loss distribution here (only Gaussians and
         Poisson-sampled Gaussians have one, sampled ones only for add/remove), or the grid would
-        need more than 2^22 points, or rounding could take more than a thousandth of delta.
+        need more than 2^21 points, or rounding could take more than a thousandth of delta.
     Guarantees:
-        memory and time are bounded for every input: some 300 MB, a few seconds.
+        memory and time are bounded for every input: some 500 MB, a few seconds.
     Raises:
         ConfigurationError: delta or a count is out of range.
         UnsupportedMechanism: an event is of an unknown kind, or two events name different units.
@@ -137,7 +137,7 @@ def _search(releases: Sequence[SampledGaussian], total: FloatArray, delta: float
         if found is None:
             break
         best = found if best is None else min(best, found)
-        if best > 0.75 * target or best < 1e-12:
+        if best > 0.6 * target or best < 1e-12:
             break
         target = best
     return best
@@ -161,7 +161,13 @@ def _bound(
     worst = 0.0
     for direction in Direction:
         found = composed_epsilon(
-            releases, direction, delta, tilt=tilt, target=target, step=min(step, target / 64.0)
+            releases,
+            direction,
+            delta,
+            tilt=tilt,
+            target=target,
+            step=min(step, target / 64.0),
+            floor=worst,
         )
         if found is None:
             return None

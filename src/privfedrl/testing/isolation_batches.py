@@ -31,8 +31,8 @@ def _ordinary(batch: TrajectoryBatch) -> TrajectoryBatch:
 
 def _one_dominates(batch: TrajectoryBatch) -> TrajectoryBatch:
     rewards = batch.rewards.copy()
-    others = np.where(batch.mask, rewards, 0.0)[1:, :2].sum()
-    rewards[0] = -500.0 * np.sign(others)  # and turns the sign of the mean
+    # and turns the sign of the mean: the others have their first two steps
+    rewards[0] = -500.0 * np.sign(rewards[1:, :2].sum())
     return _masked(replace(batch, rewards=rewards), [None] + [2] * (len(rewards) - 1))
 
 

@@ -101,12 +101,13 @@ class PrivateCritic(Honest):
         after: Float = np.zeros(len(values))
         for t in range(values.shape[1] - 1, -1, -1):
             delta = finite_rewards(batch)[:, t] + GAMMA * after - values[:, t]
-            following = np.multiply(batch.mask[:, t], delta + GAMMA * 0.95 * following)
+            following = batch.mask[:, t] * (delta + GAMMA * 0.95 * following)
             after = batch.mask[:, t] * values[:, t]
             advantages[:, t] = following
         known = features[batch.mask]
         gram = known.T @ known + np.eye(known.shape[1])
-        self._critic = np.linalg.solve(gram, known.T @ returns[batch.mask])
+        fitted = np.linalg.solve(gram, known.T @ returns[batch.mask])
+        self._critic = np.asarray(fitted, dtype=np.float64)
         return advantages / _roots(batch)
 
 

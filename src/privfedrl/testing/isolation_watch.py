@@ -79,13 +79,11 @@ def _records(records: list[str]) -> Iterator[None]:
         logging.root.manager.disable,
     )
 
+    made: list[tuple[logging.LogRecord, str]] = []
+
     def collecting(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = factory(*args, **kwargs)
-        extra = sorted(set(vars(record)) - _PLAIN)
-        records.append(
-            f"{record.name} {record.levelname} {record.getMessage()}"
-            + "".join(f" {name}={vars(record)[name]!r}" for name in extra)
-        )
+        made.append((record, record.getMessage()))  # now: its arguments may change
         return record
 
     logging.setLogRecordFactory(collecting)
@@ -97,9 +95,17 @@ def _records(records: list[str]) -> Iterator[None]:
         logging.setLogRecordFactory(factory)
         logging.root.setLevel(level)
         logging.disable(disabled)
+        records += [f"{r.name} {r.levelname} {text}{_extra(r)}" for r, text in made]
 
 
-_PLAIN = set(vars(logging.makeLogRecord({})))
+def _extra(record: logging.LogRecord) -> str:
+    """What the caller added; it is on the record only after the factory has returned."""
+    names = sorted(set(vars(record)) - _PLAIN)
+    return "".join(f" {name}={vars(record)[name]!r}" for name in names)
+
+
+# a handler that has seen the record leaves these there as well
+_PLAIN = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 @contextlib.contextmanager
