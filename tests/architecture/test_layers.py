@@ -67,6 +67,8 @@ ALLOWED = {
         "training",
     },
 }
+# the leak linter lints trainers, through encoding, against what is charged
+LINTER = {"encoding", "privacy", "rollout", "training"}
 # the promise of a plan needs every lower layer; the import happens when check() is called
 EXCEPTIONS = {("plan.py", "federation.promise")}
 THIRD_PARTY = {
@@ -109,8 +111,11 @@ def _own(path: Path) -> set[str]:
     return {name.removeprefix(f"{ROOT}.") for name in _imports(path) if name.startswith(f"{ROOT}.")}
 
 
-def _is_allowed(name: str, package: str) -> bool:
+def _is_allowed(name: str, path: Path) -> bool:
+    package = _package(path)
     options = ALLOWED[package] | {package}
+    if package == "testing" and path.stem.startswith("isolation"):
+        options |= LINTER
     return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
@@ -120,11 +125,11 @@ def test_every_package_has_a_row_in_the_table() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_run_one_way(path: Path) -> None:
-    relative, package = str(path.relative_to(SOURCE)), _package(path)
+    relative = str(path.relative_to(SOURCE))
     wrong = {
         name
         for name in _own(path)
-        if not _is_allowed(name, package) and (relative, name) not in EXCEPTIONS
+        if not _is_allowed(name, path) and (relative, name) not in EXCEPTIONS
     }
     assert not wrong, f"{relative} must not import {sorted(wrong)}"
 

@@ -42,6 +42,7 @@ A, B, C = bytes(32), bytes([1]) * 32, bytes([2]) * 32
 DELTA = 1e-5
 WHO = "coordinator+1"
 AGENT, PERSON, TRAJECTORY = Unit.AGENT, Unit.PERSON, Unit.TRAJECTORY
+EVERYTHING = Filter.declare("rdp", math.inf, DELTA)
 _numbers = itertools.count()
 
 
@@ -286,6 +287,7 @@ def test_without_a_declaration_trajectories_have_no_lifetime_budget(ledger: Ledg
     ledger.reserve(charge(unit=TRAJECTORY, epsilon=1.0))
     ledger.reserve(charge(skellam(10**7, TRAJECTORY), unit=TRAJECTORY, epsilon=50.0))
     assert ledger.account(TRAJECTORY, WHO).budget is None
+    assert ledger.verify().reservations == 2
 
 
 # ---- several plans: the adaptive regime ---------------------------------------------------------
@@ -394,6 +396,8 @@ def test_after_an_unprotected_release_no_plan_may_promise_anything(ledger: Ledge
     with pytest.raises(BudgetExceeded, match=r"without noise.*new ledger"):
         ledger.reserve(charge(plan_digest=B))
     ledger.reserve(charge(UnboundedEvent(unit=AGENT), epsilon=math.inf, plan_digest=B))
+    assert ledger.account(AGENT, WHO).budget is not None
+    assert budget_to_dict(Budget(unit=AGENT, adversary=WHO, filter=EVERYTHING))["epsilon"] == "inf"
     assert ledger.spent().epsilon == math.inf
     assert ledger.spent().bound == "unbounded"
     assert ledger.account(AGENT, WHO).running.bound == "unbounded"

@@ -77,9 +77,8 @@ def running_cost(
         return Spent(epsilon=epsilon, delta=delta, bound="exact-gdp")
     total_curve = np.zeros_like(ORDERS)
     for counts, cap in parts:
-        if counts:
-            curves = np.stack([event_rdp(event, adjacency=adjacency) for event in counts])
-            total_curve += sum_of_costliest(curves, counts.values(), cap)
+        curves = np.array([event_rdp(event, adjacency=adjacency) for event in counts])
+        total_curve += sum_of_costliest(curves.reshape(-1, ORDERS.size), counts.values(), cap)
     epsilon, order = rdp_to_epsilon(total_curve, ORDERS, delta)
     return Spent(epsilon=epsilon, delta=delta, bound="rdp", order=order)
 

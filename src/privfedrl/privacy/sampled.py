@@ -123,22 +123,20 @@ def _from_moments(
     moments = np.minimum.accumulate((moments / (known - 1.0))[::-1])[::-1] * (known - 1.0)
     finite = np.isfinite(moments)
     at, values = np.append(1.0, known[finite]), np.append(0.0, moments[finite])
-    chords = np.interp(orders, at, values, right=math.inf)
-    with np.errstate(invalid="ignore"):
-        curve: FloatArray = np.minimum(chords, _closed(orders, plain, rate)) / (orders - 1.0)
-    return np.fmin(curve * (1.0 + _ROUNDING), plain)
+    bounds = np.interp(orders, at, values)
+    beyond = orders > at[-1]
+    if beyond.any():
+        bounds[beyond] = _closed(orders[beyond], plain[beyond], rate)
+    return np.fmin(bounds / (orders - 1.0) * (1.0 + _ROUNDING), plain)
 
 
 def _closed(alpha: FloatArray, plain: FloatArray, rate: float) -> FloatArray:
-    """The least of three bounds on c from the divergence eps without sampling.
+    """Bound on c from the divergence eps without sampling: the norm of L_alpha is subadditive.
 
-    x^alpha is convex: ln(1-q + q e^((alpha-1) eps)); the norm of L_alpha is subadditive:
-    alpha ln(1-q + q e^((alpha-1) eps / alpha)); sampling never hurts: (alpha-1) eps.
+    alpha ln(1 - q + q e^((alpha-1) eps / alpha))
     """
     with np.errstate(over="ignore"):
-        gain = (alpha - 1.0) * plain
-        norm = alpha * _log_mixture(gain / alpha, rate)
-    return np.minimum(gain, np.minimum(_log_mixture(gain, rate), norm)) * (1.0 + _ROUNDING)
+        return alpha * _log_mixture((1.0 - 1.0 / alpha) * plain, rate) * (1.0 + _ROUNDING)
 
 
 def _log_mixture(gain: FloatArray, rate: float) -> FloatArray:

@@ -49,8 +49,13 @@ def _duplicates(batch: TrajectoryBatch) -> TrajectoryBatch:
 
 def _huge(batch: TrajectoryBatch) -> TrajectoryBatch:
     rewards, observations = batch.rewards.copy(), batch.observations.copy()
-    rewards[0], rewards[1, ::2], rewards[1, 1::2] = 3e38, 3e38, -3e38
-    observations[0], observations[1] = 1e20, -1e20
+    rewards[0, ::2], rewards[0, 1::2], observations[0] = 3e38, -3e38, 1e20
+    return replace(batch, rewards=rewards, observations=observations)
+
+
+def _one_no_number(batch: TrajectoryBatch) -> TrajectoryBatch:
+    rewards, observations = batch.rewards.copy(), batch.observations.copy()
+    rewards[0, 1:], rewards[0, 0], observations[0] = np.inf, np.nan, np.nan
     return replace(batch, rewards=rewards, observations=observations)
 
 
@@ -95,6 +100,7 @@ BATCHES: Mapping[str, Sketch] = {
     "one dominates": _one_dominates,
     "one against all": _one_against_all,
     "huge numbers": _huge,
+    "one no number": _one_no_number,
     "not numbers": _not_numbers,
     "long and short": _long_and_short,
     "duplicates": _duplicates,

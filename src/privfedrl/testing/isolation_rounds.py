@@ -43,6 +43,8 @@ Step = Callable[[Any, Float, Collect], Any]
 _RESOLUTION = 2**14  # one step is 6e-5 of the clip: even rewards scaled by a batch's deviation show
 _WIDEST = 2**15  # a row this many times the clip, or longer, is cut to it: found all the same
 _SEED = bytes(range(32))
+# batches per round for a trainer that does not say how many local steps it makes
+_COLLECTS = {Unit.TRAJECTORY: 2, Unit.PERSON: 2, Unit.AGENT: 5}
 # what an update may hold of the data: it stays in the agent. Which of its own batches was the last
 # one of an agent's round is inside the unit AGENT.
 _ROWS = frozenset({"rows", "nonfinite_units"})
@@ -129,8 +131,9 @@ class TrainerRounds:
 
     @property
     def collects(self) -> int:
-        """Batches to hold ready for a round: the local steps, and one more than should be asked."""
-        return int(getattr(_settings(self.trainer), "local_steps", 1)) + 1
+        """Batches to hold ready for a round: one more than ``settings.local_steps``, or a few."""
+        steps = getattr(getattr(self.trainer, "settings", None), "local_steps", None)
+        return int(steps) + 1 if steps is not None else _COLLECTS[self.unit]
 
     def play(self, world: World) -> Observation:
         """Both rounds, played by a copy of the trainer."""
@@ -309,7 +312,3 @@ def _several(updates: Any) -> Sequence[Any]:
 def _call(trainer: object, name: str, argument: Any) -> Any:
     method = getattr(trainer, name, None)
     return None if method is None else method(argument)
-
-
-def _settings(trainer: object) -> object:
-    return getattr(trainer, "settings", trainer)

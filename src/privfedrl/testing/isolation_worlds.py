@@ -29,18 +29,22 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How far to look: B, T, replaced units per batch (each unit in turn), seeds per batch."""
+    """How far to look: B, T, units removed and replaced per batch, seeds per batch.
+
+    The first unit, which is the remarkable one, is always removed; others take turns.
+    """
 
     trajectories: int
     steps: int
+    removals: int
     replacements: int
     seeds: int
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(trajectories=4, steps=6, replacements=0, seeds=1),
-    "default": Effort(trajectories=6, steps=8, replacements=1, seeds=1),
-    "thorough": Effort(trajectories=16, steps=12, replacements=16, seeds=3),
+    "quick": Effort(trajectories=4, steps=6, removals=2, replacements=1, seeds=1),
+    "default": Effort(trajectories=6, steps=8, removals=6, replacements=2, seeds=1),
+    "thorough": Effort(trajectories=16, steps=12, removals=16, replacements=16, seeds=3),
 }
 
 
@@ -161,7 +165,10 @@ def _group_pairs(draw: _Draw, kind: str, groups: Mapping[str, tuple[int, ...]]) 
     """Each group of rows absent, then with the experience of somebody else."""
     batches, later = draw.batches(kind, 0), draw.round(1, draw.batches("ordinary", 1))
     before, (first, *rest) = draw.world(batches, later), batches
-    for name, rows in groups.items():
+    turn, names = list(BATCHES).index(kind), list(groups)
+    others = _in_turn(names[1:], turn)
+    for name in [*names[:1], *others][: draw.effort.removals]:
+        rows = groups[name]
         if first.mask[list(rows)].any():
             yield Pair(
                 name=f"{kind}: {name} absent",
@@ -169,11 +176,8 @@ def _group_pairs(draw: _Draw, kind: str, groups: Mapping[str, tuple[int, ...]]) 
                 after=draw.world((without(first, rows), *rest), later),
                 adjacency=Adjacency.ADD_REMOVE,
             )
-    turn = list(BATCHES).index(kind)
-    names = list(groups)
-    for k in range(min(draw.effort.replacements, len(names))):
-        # another unit and another donor for every batch
-        name = names[(turn + k) % len(names)]
+    # another unit and another donor for every batch
+    for k, name in enumerate(_in_turn(names, turn)[: draw.effort.replacements]):
         donor = _DONORS[(turn + k) % len(_DONORS)]
         other = draw.batches(donor, 2)[0]
         yield Pair(
@@ -182,6 +186,11 @@ def _group_pairs(draw: _Draw, kind: str, groups: Mapping[str, tuple[int, ...]]) 
             after=draw.world((with_rows(first, groups[name], other), *rest), later),
             adjacency=Adjacency.REPLACE_ONE,
         )
+
+
+def _in_turn(names: list[str], turn: int) -> list[str]:
+    start = turn % max(len(names), 1)
+    return names[start:] + names[:start]
 
 
 def _agent_pairs(draw: _Draw) -> Iterator[Pair]:
