@@ -845,12 +845,12 @@ def test_a_charge_costs_the_same_after_many_rounds() -> None:
     """No absolute time: a charge that recomputed the past would make the last ones far slower."""
     spans = []
     with Ledger.open(":memory:") as ledger:
-        for start in range(0, 5000, 500):
+        for start in range(0, 2000, 200):
             before = time.process_time()
-            for number in range(start, start + 500):
+            for number in range(start, start + 200):
                 ledger.reserve(charge(number, epsilon=math.inf))
             spans.append(time.process_time() - before)
         assert min(spans[5:]) < 4 * min(spans[:5])
         assert ledger.spent().epsilon == pytest.approx(
-            compose(Unit.AGENT, [("g", skellam())] * 5000, DELTA).epsilon
+            compose(Unit.AGENT, [("g", skellam())] * 2000, DELTA).epsilon
         )

@@ -176,7 +176,7 @@ def test_rows_that_are_no_numbers_or_far_too_long_are_found_all_the_same():
         factor = 1e30
 
     found = lint_trainer(Unclipped(), effort="quick")
-    assert {Channel.SENSITIVITY, Channel.EXCEPTION} <= found.channels
+    assert {Channel.SENSITIVITY, Channel.EXCEPTION} <= found.channels  # NaN is refused, visibly
     huge = lint_trainer(Enormous(), effort="quick")
     assert Channel.SENSITIVITY in huge.channels
     assert huge.moved > 1e4
@@ -422,4 +422,3 @@ def test_a_trainer_must_state_its_unit_and_a_finite_clip_and_be_copyable():
         assert_unit_isolated(Locked())
     with pytest.raises(ConfigurationError, match="clip_norm"):
         assert_unit_isolated(shipped(clip_norm=None, private=False))
-    assert lint_trainer(Nameless(), unit=Unit.TRAJECTORY, effort="quick").clean

@@ -29,6 +29,7 @@ from privfedrl.privacy import (
     Unit,
 )
 from privfedrl.privacy.claims import claim
+from privfedrl.privacy.ledger import Account
 from privfedrl.privacy.statement import UNSIGNED
 from privfedrl.privacy.statement_fields import (
     AccountantField,
@@ -162,7 +163,7 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
             power="not applicable: no audit was run",
             date="not applicable: no audit was run",
         ),
-        caveats=_caveats(setup, today),
+        caveats=_caveats(setup, ledger, today),
         ledger=LedgerField(head=ledger.head, entries=len(ledger)),
     )
 
@@ -182,6 +183,9 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
     held = ledger.reservations(plan_digest=plan.digest)
     if not held:
         raise PrivacyError("the ledger holds no release of this plan; there is nothing to state")
+    account = ledger.account(plan.unit, setup.adversary)
+    if account.regime == "adaptive":
+        return _budget_claims(setup, account)
     events = [(one.charge.group, one.event) for one in held]
     main = _claim(setup, setup.adversary, events)
     if main is None:
@@ -194,6 +198,33 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
         if adversary.shares != "all but one"
     ]
     return (main, *(claim for claim in others if claim is not None))
+
+
+def _budget_claims(setup: RoundSetup, account: Account) -> tuple[Claim, ...]:
+    """Several plans charged this account: its budget is stated, to all that know no more shares."""
+    budget, plan = account.spent, setup.plan
+    if account.budget is None or setup.mechanism is None or not math.isfinite(budget.epsilon):
+        raise PrivacyError("the ledger holds releases for which no epsilon is proven")
+    # the filter is about ideal noise; each plan's sampler is paid for here, as far as this one's
+    paid = account.plans * setup.mechanism.sampler_delta(
+        epsilon=budget.epsilon, shares=setup.shares_per_run
+    )
+    delta = budget.delta + paid
+    return tuple(
+        claim(
+            adversary=adversary.name,
+            epsilon=budget.epsilon,
+            delta=delta,
+            bound=budget.bound,
+            replace_one=None,
+            regime="adaptive",
+            filter_order=budget.order,
+            curve_kind="the lifetime budget of the ledger, over all its plans",
+            curve=((delta, budget.epsilon),),
+        )
+        for adversary in adversaries(plan)
+        if adversary.least(plan) >= plan.noise_floor and adversary.shares != "all but one"
+    )
 
 
 def _as_seen_by(
@@ -272,19 +303,43 @@ def _mechanism(setup: RoundSetup) -> MechanismField:
 def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantField:
     plan = setup.plan
     held = ledger.reservations(plan_digest=plan.digest)
-    others = len(ledger.reservations()) - len(held)
-    trajectory = plan.unit is Unit.TRAJECTORY
+    others = _other_plans(setup, ledger)
+    cap = f", of which one person takes part in at most {plan.releases_per_unit}"
     return AccountantField(
-        name="privfedrl.privacy.accountant, RDP on integer orders",
+        name="privfedrl.privacy.accountant: the least of the bounds that are valid; each claim names "
+        "its own",
         version=version,
         numeric_error="double precision; the sampler's total variation (< 2^-100) is part of delta",
-        rule="maximum over rounds" if trajectory else "sum over participations",
-        composed=(f"{len(held)} releases of this plan, unsettled ones at their worst case",),
+        rule="maximum over rounds" if plan.unit is Unit.TRAJECTORY else "sum over participations",
+        composed=(
+            f"{len(held)} releases of this plan{cap if plan.unit is Unit.PERSON else ''}, unsettled "
+            "ones at their worst case",
+        ),
         prior_spend=f"{others} releases of other plans in the same ledger"
         if others
         else "none: the ledger holds this plan alone",
-        lifetime_budget=f"epsilon {plan.privacy.epsilon:g} at delta {plan.privacy.delta:g}, "
-        "enforced at reservation",
+        lifetime_budget=_lifetime_text(setup, ledger),
+    )
+
+
+def _other_plans(setup: RoundSetup, ledger: Ledger) -> int:
+    """Releases in the ledger that are not of this plan."""
+    return len(ledger.reservations()) - len(ledger.reservations(plan_digest=setup.plan.digest))
+
+
+def _lifetime_text(setup: RoundSetup, ledger: Ledger) -> str:
+    plan = setup.plan
+    found = [
+        one.budget
+        for one in ledger.accounts()
+        if (one.unit, one.adversary) == (plan.unit, setup.adversary)
+    ]
+    if found and found[0] is not None:
+        budget = found[0]
+        return f"epsilon {budget.epsilon:g} at delta {budget.delta:g}, enforced at reservation"
+    return (
+        f"epsilon {plan.privacy.epsilon:g} at delta {plan.privacy.delta:g} for each trajectory, "
+        "enforced at reservation"
     )
 
 
@@ -438,7 +493,7 @@ def _homomorphic_aggregation(plan: Plan, parameters: HEParameters) -> SecureAggr
     )
 
 
-def _caveats(setup: RoundSetup, today: datetime.date) -> CaveatsField:
+def _caveats(setup: RoundSetup, ledger: Ledger, today: datetime.date) -> CaveatsField:
     items = [
         "A simulation ran all agents in one process; a deployment must run them apart.",
         "A participant's own view adds the actions it took: joint differential privacy.",
@@ -463,5 +518,10 @@ def _caveats(setup: RoundSetup, today: datetime.date) -> CaveatsField:
         )
     if setup.mechanism is None:
         items.append("Control run: nothing is promised.")
+    if _other_plans(setup, ledger) and setup.plan.unit is not Unit.TRAJECTORY:
+        items.append(
+            "Several plans charged this ledger: the claims state its lifetime budget, not what was "
+            "spent. The noise samplers of the other plans are taken to deviate as this plan's does."
+        )
     expiry = (today + datetime.timedelta(days=_VALID_DAYS)).isoformat()
     return CaveatsField(items=tuple(items), expiry=expiry)

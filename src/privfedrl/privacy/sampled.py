@@ -136,7 +136,8 @@ def _closed(alpha: FloatArray, plain: FloatArray, rate: float) -> FloatArray:
     alpha ln(1 - q + q e^((alpha-1) eps / alpha))
     """
     with np.errstate(over="ignore"):
-        return alpha * _log_mixture((1.0 - 1.0 / alpha) * plain, rate) * (1.0 + _ROUNDING)
+        bound: FloatArray = alpha * _log_mixture((1.0 - 1.0 / alpha) * plain, rate)
+    return bound * (1.0 + _ROUNDING)
 
 
 def _log_mixture(gain: FloatArray, rate: float) -> FloatArray:

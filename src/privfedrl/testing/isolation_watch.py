@@ -88,13 +88,15 @@ def _records(records: list[str]) -> Iterator[None]:
 
     logging.setLogRecordFactory(collecting)
     logging.root.setLevel(logging.DEBUG)
-    logging.disable(logging.NOTSET)
+    if disabled:
+        logging.disable(logging.NOTSET)
     try:
         yield
     finally:
         logging.setLogRecordFactory(factory)
         logging.root.setLevel(level)
-        logging.disable(disabled)
+        if disabled:
+            logging.disable(disabled)
         records += [f"{r.name} {r.levelname} {text}{_extra(r)}" for r, text in made]
 
 
@@ -142,23 +144,25 @@ def snapshot(root: object, *, private: Set[str] = frozenset(), path: str = "") -
         equal dictionaries for objects in equal states. Values that cannot be read (a lock, an open
         file) are named by their type.
     """
-    return dict(_walk(root, path, private, (), 0))
+    found: dict[str, str] = {}
+    _walk(root, path, private, (), found)
+    return found
 
 
 def _walk(
-    value: Any, path: str, private: Set[str], above: tuple[int, ...], depth: int
-) -> Iterator[tuple[str, str]]:
+    value: Any, path: str, private: Set[str], above: tuple[int, ...], found: dict[str, str]
+) -> None:
     text = _leaf(value)
     if text is not None:
-        yield path, text
-    elif id(value) in above or depth > _MAX_DEPTH:
-        yield path, f"<{type(value).__name__} again>"
+        found[path] = text
+    elif id(value) in above or len(above) > _MAX_DEPTH:
+        found[path] = f"<{type(value).__name__} again>"
     else:
-        yield path, f"<{type(value).__name__}>"
+        found[path] = f"<{type(value).__name__}>"
         for name, child in _children(value):
             if name not in private:
                 below = f"{path}.{name}" if path else name
-                yield from _walk(child, below, private, (*above, id(value)), depth + 1)
+                _walk(child, below, private, (*above, id(value)), found)
 
 
 def _leaf(value: Any) -> str | None:
