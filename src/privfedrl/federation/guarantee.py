@@ -304,17 +304,15 @@ def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantFi
     plan = setup.plan
     held = ledger.reservations(plan_digest=plan.digest)
     others = _other_plans(setup, ledger)
-    cap = f", of which one person takes part in at most {plan.releases_per_unit}"
+    cap = ""
+    if plan.unit is Unit.PERSON:
+        cap = f", of which one person takes part in at most {plan.releases_per_unit}"
     return AccountantField(
-        name="privfedrl.privacy.accountant: the least of the bounds that are valid; each claim names "
-        "its own",
+        name="privfedrl.privacy.accountant: the least valid bound, which each claim names",
         version=version,
         numeric_error="double precision; the sampler's total variation (< 2^-100) is part of delta",
         rule="maximum over rounds" if plan.unit is Unit.TRAJECTORY else "sum over participations",
-        composed=(
-            f"{len(held)} releases of this plan{cap if plan.unit is Unit.PERSON else ''}, unsettled "
-            "ones at their worst case",
-        ),
+        composed=(f"{len(held)} releases of this plan{cap}, unsettled ones at their worst case",),
         prior_spend=f"{others} releases of other plans in the same ledger"
         if others
         else "none: the ledger holds this plan alone",
