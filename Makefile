@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -q -m "not slow" \
   $(COVERED:%=--cov=privfedrl.%) --cov-branch --cov-report=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-protection test-rest check bench kit kit-flower clean
+.PHONY: help demo test test-protection test-rest check bench crash-test kit kit-flower clean
 
 help:
 	@echo "make demo    train the CartPole fleet (10 agents) into runs/demo"
@@ -20,6 +20,7 @@ help:
 	@echo "make kit     the testing kit against its own seeded defects and our protocol"
 	@echo "make kit-flower  the kit against Flower's SecAgg+, in a virtual environment of its own"
 	@echo "make bench   every script of benchmarks/; fails if one misses its target"
+	@echo "make crash-test  240 ledger writers killed at random instants, then every invariant"
 	@echo "make clean   remove .venv, runs and caches"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -64,6 +65,10 @@ bench: $(STAMP)
 	  $(BIN)/python "$$script" || failed="$$failed $$script"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+# a charge must be durable before anything is released, whenever the process dies
+crash-test: $(STAMP)
+	$(BIN)/python audits/crash_test.py
 
 # every seeded defect must be noticed, and nothing be noticed where there is no defect
 kit: $(STAMP)

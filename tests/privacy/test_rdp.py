@@ -11,13 +11,29 @@ from hypothesis import strategies as st
 from scipy.special import ive, logsumexp
 from scipy.stats import skellam
 
-from privfedrl.errors import ConfigurationError
-from privfedrl.privacy.events import GaussianEvent, SkellamEvent
+from privfedrl.errors import ConfigurationError, UnsupportedMechanism
+from privfedrl.privacy.events import (
+    DiscreteGaussianEvent,
+    DpEvent,
+    GaussianEvent,
+    NoReleaseEvent,
+    PoissonSampledEvent,
+    SkellamEvent,
+    UnboundedEvent,
+)
 from privfedrl.privacy.gdp import gaussian_epsilon
-from privfedrl.privacy.rdp import ORDERS, gaussian_rdp, rdp_to_epsilon, skellam_rdp
-from privfedrl.privacy.units import IntegerSensitivity, Unit
+from privfedrl.privacy.rdp import (
+    ORDERS,
+    discrete_gaussian_rdp,
+    event_rdp,
+    gaussian_rdp,
+    rdp_to_epsilon,
+    skellam_rdp,
+)
+from privfedrl.privacy.units import Adjacency, IntegerSensitivity, Unit
 
 FloatArray = npt.NDArray[np.float64]
+WHOLE = np.rint(ORDERS) == ORDERS
 
 
 def shifted(shift: int, variance: int) -> SkellamEvent:
@@ -90,7 +106,7 @@ def test_skellam_converges_to_the_gaussian_as_the_grid_gets_finer() -> None:
     for scale in (1, 10, 100, 1000):
         event = shifted(3 * scale, 30 * scale**2)
         gaussian = ORDERS * (9 / 60)
-        gaps.append(float(np.max(skellam_rdp(event)[:100] / gaussian[:100] - 1)))
+        gaps.append(float(np.max((skellam_rdp(event) / gaussian - 1)[WHOLE][:100])))
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 1e-2 * gaps[0]
     assert gaps[-1] < 1e-3
@@ -124,10 +140,13 @@ def test_the_gaussian_curve_is_the_textbook_line() -> None:
     np.testing.assert_allclose(gaussian_rdp(event, [1.5, 8.0]), [1.5 / 8, 1.0])
 
 
-def test_the_orders_are_dense_integers_and_cannot_be_changed() -> None:
-    assert np.array_equal(ORDERS, np.rint(ORDERS))
-    assert np.array_equal(ORDERS[:1023], np.arange(2, 1025))
-    assert np.max(ORDERS[1:] / ORDERS[:-1]) <= 1.5
+def test_the_orders_are_dense_and_cannot_be_changed() -> None:
+    assert np.array_equal(ORDERS[WHOLE][:1023], np.arange(2, 1025))
+    assert ORDERS[0] == 1.01
+    assert ORDERS[-1] == 2**24
+    assert np.all(np.diff(ORDERS) > 0)
+    gaps = ORDERS - 1
+    assert np.max(gaps[1:] / gaps[:-1]) <= 1.05
     with pytest.raises(ValueError, match="read-only"):
         ORDERS[0] = 1.0
 
@@ -184,3 +203,174 @@ def test_curves_that_mean_nothing_are_refused(curve: list[float]) -> None:
 def test_conversion_refuses_a_delta_out_of_range(delta: float) -> None:
     with pytest.raises(ConfigurationError, match="delta"):
         rdp_to_epsilon([1.0, 1.0], [2, 3], delta)
+
+
+# --- the discrete Gaussian ----------------------------------------------------------------------
+
+
+def discrete(
+    shift: int, variance: int, *, shares: int = 1, coordinates: int = 1
+) -> DiscreteGaussianEvent:
+    """One coordinate that a unit moves by ``shift``."""
+    bound = IntegerSensitivity(l2_squared=shift * shift, l1=shift, unit=Unit.AGENT)
+    return DiscreteGaussianEvent(
+        sensitivity=bound, variance=variance, shares=shares, coordinates=coordinates
+    )
+
+
+def sum_of_discrete_gaussians(variance: int, shares: int) -> tuple[FloatArray, int]:
+    """(pmf on -radius..radius, radius) of the sum of ``shares`` variables."""
+    reach = int(12 * math.sqrt(variance)) + 8
+    k = np.arange(-reach, reach + 1)
+    one = np.exp(-(k.astype(float) ** 2) / (2 * variance))
+    one /= one.sum()
+    pmf = one
+    for _ in range(shares - 1):
+        pmf = np.convolve(pmf, one)
+    return pmf, (pmf.size - 1) // 2
+
+
+def divergence(pmf: FloatArray, shift: int, order: float) -> float:
+    """Order-alpha divergence of the pmf and its translate, where both are above 1e-280."""
+    known = np.log(pmf[pmf > 1e-280])
+    moved, fixed = known[: known.size - shift], known[shift:]
+    return float(logsumexp(order * moved + (1 - order) * fixed) / (order - 1))
+
+
+@pytest.mark.parametrize("order", [1.01, 1.5, 2.0, 3.3, 8.0])
+@pytest.mark.parametrize("shift", [1, 2, 5])
+@pytest.mark.parametrize(("variance", "shares"), [(1, 1), (3, 1), (50, 1), (4, 2), (4, 5), (9, 3)])
+def test_the_discrete_gaussian_bound_is_above_direct_summation_at_every_order(
+    variance: int, shares: int, shift: int, order: float
+) -> None:
+    pmf, _ = sum_of_discrete_gaussians(variance, shares)
+    bound = discrete_gaussian_rdp(discrete(shift, variance, shares=shares), [order])[0]
+    assert divergence(pmf, shift, order) <= bound * (1 + 1e-9)
+    if shares > 1 or variance > 3:
+        assert divergence(pmf, shift, order) == pytest.approx(bound, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shift", "variance", "shares"), [(1, 4, 1), (3, 9, 4), (2, 4, 3), (1, 1, 1)]
+)
+def test_the_claimed_delta_of_a_discrete_gaussian_is_above_the_exact_hockey_stick(
+    shift: int, variance: int, shares: int
+) -> None:
+    event = discrete(shift, variance, shares=shares)
+    pmf, _ = sum_of_discrete_gaussians(variance, shares)
+    moved, fixed = np.append(np.zeros(shift), pmf), np.append(pmf, np.zeros(shift))
+    for delta in (1e-3, 1e-6):
+        epsilon, _ = rdp_to_epsilon(discrete_gaussian_rdp(event), ORDERS, delta)
+        assert np.maximum(moved - math.exp(epsilon) * fixed, 0).sum() <= delta
+        assert np.maximum(fixed - math.exp(epsilon) * moved, 0).sum() <= delta
+
+
+@pytest.mark.parametrize(
+    ("deviation", "tau"), [(2.0, 7.2e-17), (3.0, 2.6e-38)]
+)  # the table of the specification, 100 shares
+def test_the_distance_to_a_discrete_gaussian_is_that_of_the_published_table(
+    deviation: float, tau: float
+) -> None:
+    # with one coordinate and a tiny shift the first branch is plain + tau d
+    event = discrete(1, round(deviation**2), shares=100, coordinates=10**30)
+    plain = discrete_gaussian_rdp(discrete(1, 100 * round(deviation**2)), [2.0])[0]
+    curve = discrete_gaussian_rdp(event, [2.0])[0]
+    candidates = (
+        tau * 1e30,
+        (math.sqrt(plain) + tau * 1e15) ** 2 - plain,
+        2 * tau / deviation / 10,
+    )
+    assert curve - plain == pytest.approx(min(candidates[:2]), rel=0.02)
+
+
+def test_one_share_is_the_gaussian_line_exactly() -> None:
+    event = discrete(3, 10, coordinates=10**9)
+    np.testing.assert_allclose(discrete_gaussian_rdp(event), ORDERS * (9 / 20), rtol=1e-15)
+
+
+def test_many_wide_shares_cost_what_one_gaussian_of_their_variance_costs() -> None:
+    for shares in (2, 100, 10**6):
+        curve = discrete_gaussian_rdp(discrete(3, 16, shares=shares, coordinates=1000))
+        np.testing.assert_allclose(curve, ORDERS * (9 / (32 * shares)), rtol=1e-9)
+        assert np.all(curve >= ORDERS * (9 / (32 * shares)))
+
+
+def test_narrow_shares_cost_more_in_more_coordinates() -> None:
+    curves = [
+        discrete_gaussian_rdp(discrete(3, 4, shares=50, coordinates=d)) for d in (1, 10**12, 10**20)
+    ]
+    assert np.all(curves[0] < curves[1])
+    assert np.all(curves[1] < curves[2])
+
+
+def test_huge_shares_and_coordinates_overflow_to_infinity_not_to_an_error() -> None:
+    bound = discrete_gaussian_rdp(discrete(1, 4, shares=10**300, coordinates=10**400))
+    assert np.all(np.isinf(bound))
+    assert np.all(discrete_gaussian_rdp(discrete(1, 10**400, shares=10**9)) < 1e-300)
+    assert np.all(np.isinf(discrete_gaussian_rdp(discrete(10**200, 1))))
+
+
+# --- any event ----------------------------------------------------------------------------------
+
+SKELLAM = shifted(30, 2000)
+EVENTS: list[DpEvent] = [
+    SKELLAM,
+    discrete(30, 1000, shares=2, coordinates=50),
+    GaussianEvent(noise_multiplier=2.0, unit=Unit.AGENT),
+    NoReleaseEvent(unit=Unit.AGENT),
+    UnboundedEvent(unit=Unit.AGENT),
+]
+SAMPLED: list[DpEvent] = [
+    PoissonSampledEvent(event=event, sampling_rate=0.1)
+    for event in EVENTS
+    if isinstance(event, SkellamEvent | DiscreteGaussianEvent | GaussianEvent)
+]
+
+
+def test_the_curve_of_any_event_is_that_of_its_own_function() -> None:
+    assert isinstance(EVENTS[1], DiscreteGaussianEvent)
+    assert isinstance(EVENTS[2], GaussianEvent)
+    np.testing.assert_array_equal(event_rdp(SKELLAM), skellam_rdp(SKELLAM))
+    np.testing.assert_array_equal(event_rdp(EVENTS[1]), discrete_gaussian_rdp(EVENTS[1]))
+    np.testing.assert_array_equal(event_rdp(EVENTS[2]), gaussian_rdp(EVENTS[2]))
+    assert not event_rdp(EVENTS[3]).any()
+    assert np.all(np.isinf(event_rdp(EVENTS[4])))
+
+
+@pytest.mark.parametrize("event", EVENTS + SAMPLED)
+@pytest.mark.parametrize("adjacency", list(Adjacency))
+def test_a_curve_is_kept_and_cannot_be_changed(event: DpEvent, adjacency: Adjacency) -> None:
+    curve = event_rdp(event, adjacency=adjacency)
+    assert curve is event_rdp(event, adjacency=adjacency)
+    with pytest.raises(ValueError, match="read-only"):
+        curve[0] = 0.0
+    some = event_rdp(event, adjacency=adjacency, orders=[1.5, 2.0, 77.0, 5000.0])
+    np.testing.assert_array_equal(some[1:3], curve[np.isin(ORDERS, [2.0, 77.0])])
+
+
+@pytest.mark.parametrize("event", EVENTS + SAMPLED)
+def test_replacing_a_unit_never_costs_less_than_removing_it(event: DpEvent) -> None:
+    replaced = event_rdp(event, adjacency=Adjacency.REPLACE_ONE)
+    assert np.all(replaced >= event_rdp(event))
+
+
+def test_replacing_a_sampled_unit_is_charged_as_if_it_were_not_sampled() -> None:
+    for event in SAMPLED:
+        assert isinstance(event, PoissonSampledEvent)
+        np.testing.assert_array_equal(
+            event_rdp(event, adjacency=Adjacency.REPLACE_ONE),
+            event_rdp(event.event, adjacency=Adjacency.REPLACE_ONE),
+        )
+
+
+def test_a_sample_that_holds_everybody_is_no_sample() -> None:
+    for event in SAMPLED:
+        assert isinstance(event, PoissonSampledEvent)
+        always = PoissonSampledEvent(event=event.event, sampling_rate=1.0)
+        np.testing.assert_array_equal(event_rdp(always), event_rdp(event.event))
+
+
+def test_unknown_events_have_no_curve() -> None:
+    stranger: Any = object()
+    with pytest.raises(UnsupportedMechanism, match="unknown event"):
+        event_rdp(stranger)

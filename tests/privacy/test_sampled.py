@@ -1,6 +1,7 @@
 """What sampling saves is never overstated, at any order and in either direction."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,7 @@ def both_directions(sigma: float, rate: float, order: float) -> tuple[float, flo
 
         pieces = np.linspace(grid[0], grid[-1], 60)
         total = sum(
-            quad(integrand, a, b, epsabs=1e-13, epsrel=1e-11)[0]
-            for a, b in zip(pieces[:-1], pieces[1:], strict=True)
+            quad(integrand, a, b, epsabs=1e-13, epsrel=1e-11)[0] for a, b in pairwise(pieces)
         )
         return top + math.log(total / (sigma * math.sqrt(2 * math.pi)))
 
@@ -97,7 +97,7 @@ def test_the_bound_for_a_sampled_skellam_is_above_direct_summation_in_both_direc
 def test_symmetric_noise_needs_one_direction_only(
     rate: float, log_ratio: float, alpha: float
 ) -> None:
-    """The pointwise inequality of the proof: G(r) = h(a) + r h(b) >= 0, h(x) = x^alpha - x^(1-alpha)."""
+    """The inequality of the proof: h(a) + r h(b) >= 0, where h(x) = x^alpha - x^(1-alpha)."""
     ratio = math.exp(log_ratio)
     a, b = 1 - rate + rate * ratio, 1 - rate + rate / ratio
 
@@ -105,7 +105,8 @@ def test_symmetric_noise_needs_one_direction_only(
         return float(np.exp(alpha * np.log(x)) - np.exp((1 - alpha) * np.log(x)))
 
     with np.errstate(over="ignore"):
-        assert h(a) + ratio * h(b) >= -1e-12 * (abs(h(a)) + abs(ratio * h(b)))
+        # absolute: h is a difference of numbers near 1 where it vanishes
+        assert h(a) + ratio * h(b) >= -1e-12 * (abs(h(a)) + ratio * abs(h(b)) + ratio)
 
 
 sigmas = st.floats(0.05, 100)

@@ -25,8 +25,19 @@ from privfedrl.privacy.events import (
     event_from_dict,
     event_to_dict,
 )
+from privfedrl.privacy.filters import Filter
 from privfedrl.privacy.gdp import gaussian_delta, gaussian_epsilon, gaussian_noise_multiplier
-from privfedrl.privacy.ledger import Charge, Entry, Ledger, Reservation, Verified
+from privfedrl.privacy.ledger import (
+    Account,
+    Budget,
+    Charge,
+    Entry,
+    Ledger,
+    OdometerRow,
+    Reservation,
+    Verified,
+)
+from privfedrl.privacy.ledger_checkpoint import Checkpoint, ed25519_verifier
 from privfedrl.privacy.mechanisms import (
     CentralDiscreteGaussian,
     DistributedDiscreteGaussian,
@@ -46,21 +57,26 @@ from privfedrl.privacy.units import Adjacency, IntegerSensitivity, Unit
 
 __all__ = [
     "ORDERS",
+    "Account",
     "Adjacency",
+    "Budget",
     "CentralDiscreteGaussian",
     "Charge",
+    "Checkpoint",
     "DiscreteGaussianEvent",
     "DiscreteGaussianSampler",
     "DistributedDiscreteGaussian",
     "DistributedSkellam",
     "DpEvent",
     "Entry",
+    "Filter",
     "GaussianEvent",
     "IntegerSensitivity",
     "Ledger",
     "LocalSkellam",
     "Mechanism",
     "NoReleaseEvent",
+    "OdometerRow",
     "ParticipationRegister",
     "PoissonSampledEvent",
     "Reservation",
@@ -75,6 +91,7 @@ __all__ = [
     "calibrate_skellam",
     "compose",
     "delta_of_sampler",
+    "ed25519_verifier",
     "epsilon",
     "event_from_dict",
     "event_to_dict",

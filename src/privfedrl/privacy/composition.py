@@ -101,7 +101,7 @@ class Composition:
             unit=units.pop() if units else None,
             releases=self.releases + other.releases,
             rdp=_rounded_up(total),
-            precision=math.nextafter(self.precision + other.precision, math.inf),
+            precision=_up(self.precision + other.precision),
             bound=_weaker(self.bound, other.bound),
         )
 
@@ -139,7 +139,11 @@ def _precision(event: DpEvent, count: int) -> float:
     if not isinstance(event, GaussianEvent) or not count:
         return 0.0
     inverse = 1.0 / event.noise_multiplier
-    return math.nextafter(inverse * inverse * (1.0 + 2.0**-50) * float(count), math.inf)
+    return _up(inverse * inverse * (1.0 + 2.0**-50) * float(count))
+
+
+def _up(value: float) -> float:
+    return math.nextafter(value, math.inf) if value else 0.0
 
 
 def _bound_of(event: DpEvent) -> Bound:

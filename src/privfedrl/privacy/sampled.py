@@ -127,7 +127,8 @@ def _from_moments(
     beyond = orders > at[-1]
     if beyond.any():
         bounds[beyond] = _closed(orders[beyond], plain[beyond], rate)
-    return np.fmin(bounds / (orders - 1.0) * (1.0 + _ROUNDING), plain)
+    curve: FloatArray = np.fmin(bounds / (orders - 1.0) * (1.0 + _ROUNDING), plain)
+    return curve
 
 
 def _closed(alpha: FloatArray, plain: FloatArray, rate: float) -> FloatArray:
