@@ -25,6 +25,7 @@ from privfedrl.privacy.gdp import gaussian_epsilon
 from privfedrl.privacy.rdp import (
     ORDERS,
     discrete_gaussian_rdp,
+    discrete_gaussian_tau,
     event_rdp,
     gaussian_rdp,
     rdp_to_epsilon,
@@ -266,21 +267,19 @@ def test_the_claimed_delta_of_a_discrete_gaussian_is_above_the_exact_hockey_stic
 
 
 @pytest.mark.parametrize(
-    ("deviation", "tau"), [(2.0, 7.2e-17), (3.0, 2.6e-38)]
-)  # the table of the specification, 100 shares
-def test_the_distance_to_a_discrete_gaussian_is_that_of_the_published_table(
+    ("deviation", "tau"), [(0.5, 9.7), (1.0, 5.5e-4), (1.5, 2.3e-9), (2.0, 7.2e-17), (3.0, 2.6e-38)]
+)
+def test_the_distance_of_100_shares_to_one_is_that_of_the_published_table(
     deviation: float, tau: float
 ) -> None:
-    # with one coordinate and a tiny shift the first branch is plain + tau d
-    event = discrete(1, round(deviation**2), shares=100, coordinates=10**30)
-    plain = discrete_gaussian_rdp(discrete(1, 100 * round(deviation**2)), [2.0])[0]
-    curve = discrete_gaussian_rdp(event, [2.0])[0]
-    candidates = (
-        tau * 1e30,
-        (math.sqrt(plain) + tau * 1e15) ** 2 - plain,
-        2 * tau / deviation / 10,
-    )
-    assert curve - plain == pytest.approx(min(candidates[:2]), rel=0.02)
+    assert discrete_gaussian_tau(deviation**2, 100) == pytest.approx(tau, rel=0.03)
+    assert discrete_gaussian_tau(deviation**2, 1) == 0.0
+
+
+def test_the_distance_of_many_shares_is_bounded_without_summing_them_all() -> None:
+    k = np.arange(1.0, 5000.0)
+    exact = 10 * float(np.exp(-2 * math.pi**2 * 4 * k / (k + 1)).sum())
+    assert exact <= discrete_gaussian_tau(4, 5000) <= exact * 1.1
 
 
 def test_one_share_is_the_gaussian_line_exactly() -> None:

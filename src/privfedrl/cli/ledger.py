@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 
-class UnitName(StrEnum):
+class _UnitName(StrEnum):
     """The units of privacy, as the command line takes them."""
 
     TRAJECTORY = "trajectory"
@@ -38,7 +38,7 @@ class UnitName(StrEnum):
     AGENT = "agent"
 
 
-class FilterName(StrEnum):
+class _FilterName(StrEnum):
     """The filters of a budget, as the command line takes them."""
 
     RDP = "rdp"
@@ -47,7 +47,7 @@ class FilterName(StrEnum):
 
 LedgerPath = Annotated[Path, typer.Argument(help="ledger file (ledger.db)")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output")]
-UnitOption = Annotated[UnitName | None, typer.Option("--unit", help="unit of privacy")]
+UnitOption = Annotated[_UnitName | None, typer.Option("--unit", help="unit of privacy")]
 Adversary = Annotated[
     str | None, typer.Option("--adversary", help="who sees the releases, e.g. coordinator+1")
 ]
@@ -150,8 +150,8 @@ def budget(
     ] = None,
     delta: Annotated[float | None, typer.Option("--delta", help="the delta of each check")] = None,
     kind: Annotated[
-        FilterName, typer.Option("--filter", help="what several plans must pass")
-    ] = FilterName.RDP,
+        _FilterName, typer.Option("--filter", help="what several plans must pass")
+    ] = _FilterName.RDP,
     as_json: AsJson = False,
 ) -> None:
     """List the lifetime budgets; with all four options, declare one (creates the ledger).
@@ -162,7 +162,7 @@ def budget(
         match unit, adversary, epsilon, delta:
             case None, None, None, None:
                 pass
-            case UnitName() as whose, str() as whom, float() as most, float() as at:
+            case _UnitName() as whose, str() as whom, float() as most, float() as at:
                 # a bad figure must not leave a new ledger behind
                 Budget.declare(Unit(whose.value), whom, most, at, kind=kind.value)
                 with Ledger.open(path) as ledger:

@@ -42,6 +42,7 @@ from privfedrl.privacy.units import Adjacency
 __all__ = [
     "ORDERS",
     "discrete_gaussian_rdp",
+    "discrete_gaussian_tau",
     "event_rdp",
     "gaussian_rdp",
     "rdp_to_epsilon",
@@ -114,8 +115,9 @@ def _to_float_up(value: int) -> float:
 _TAU_TERMS = 1000
 
 
-def _tau(share_variance: int, shares: int) -> float:
-    """10 sum_{k=1}^{shares-1} exp(-2 pi^2 v k/(k+1)), rounded up; 0 for one share."""
+def discrete_gaussian_tau(share_variance: float, shares: int) -> float:
+    """10 sum_{k=1}^{N-1} exp(-2 pi^2 v k/(k+1)), rounded up: how far the privacy loss of a sum of
+    N discrete Gaussians of parameter v can be from that of one, per coordinate; 0 for one share."""
     if shares == 1:
         return 0.0
     # beyond 1000 the exponential underflows, and a huge integer is no float
@@ -152,7 +154,10 @@ def discrete_gaussian_rdp(
         plain: FloatArray = alpha * (0.5 * squared)
         if event.shares == 1:
             return plain
-        tau, dimension = _tau(event.variance, event.shares), _to_float_up(event.coordinates)
+        tau, dimension = (
+            discrete_gaussian_tau(event.variance, event.shares),
+            _to_float_up(event.coordinates),
+        )
         l1 = math.sqrt(_ratio_up(bound.l1 * bound.l1, variance))
         cross = squared + 2.0 * l1 * tau + tau * (tau * dimension)
         root = math.sqrt(squared) + tau * math.sqrt(dimension)
