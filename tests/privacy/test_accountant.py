@@ -6,16 +6,20 @@ import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from privfedrl.errors import ConfigurationError, UnsupportedMechanism
 from privfedrl.privacy.accountant import Spent, compose, epsilon, epsilon_of_counts, parallel
 from privfedrl.privacy.events import (
+    DiscreteGaussianEvent,
     DpEvent,
     GaussianEvent,
     NoReleaseEvent,
+    PoissonSampledEvent,
     SkellamEvent,
     UnboundedEvent,
 )
@@ -240,3 +244,66 @@ def test_a_multiset_refuses_what_a_list_refuses() -> None:
     with pytest.raises(ConfigurationError, match="delta"):
         epsilon_of_counts({}, 0.0)
     assert epsilon_of_counts({skellam(): 0}, DELTA).epsilon == 0.0
+
+
+# --- the least of the valid bounds ---------------------------------------------------------------
+
+
+def sampled(sigma: float, rate: float) -> PoissonSampledEvent:
+    event = GaussianEvent(noise_multiplier=sigma, unit=Unit.AGENT)
+    return PoissonSampledEvent(event=event, sampling_rate=rate)
+
+
+def replaced_delta(sigma: float, rate: float, eps: float) -> float:
+    """Hockey-stick divergence of (1-q) N(0) + q N(1) from (1-q) N(0) + q N(-1), by summation."""
+    x = np.linspace(-12 * sigma, 12 * sigma, 400_001)
+    rest = (1 - rate) * norm.pdf(x / sigma)
+    one, other = (rest + rate * norm.pdf((x - shift) / sigma) for shift in (1, -1))
+    return float(np.maximum(one - math.exp(eps) * other, 0).sum() * (x[1] - x[0]) / sigma)
+
+
+def test_sampled_gaussians_are_charged_by_their_privacy_loss_distribution() -> None:
+    found = epsilon([sampled(1.0, 0.01)] * 1000, 1e-5)
+    assert found.bound == "pld"
+    # certified lower bound of an independent accountant, and its upper one
+    assert 1.8181 <= found.epsilon <= 1.8384
+
+
+@pytest.mark.parametrize(("sigma", "rate"), [(1.0, 0.1), (2.0, 0.01), (0.7, 0.5)])
+def test_replacing_a_sampled_unit_never_costs_less_than_the_exact_pair(
+    sigma: float, rate: float
+) -> None:
+    found = epsilon([sampled(sigma, rate)], 1e-5, adjacency=Adjacency.REPLACE_ONE)
+    assert replaced_delta(sigma, rate, found.epsilon) <= 1e-5
+    assert found.epsilon >= epsilon([sampled(sigma, rate)], 1e-5).epsilon
+
+
+def test_replacing_takes_whichever_of_two_bounds_is_smaller() -> None:
+    often = epsilon([sampled(1.0, 0.01)] * 1000, 1e-5, adjacency=Adjacency.REPLACE_ONE)
+    assert often.bound == "two-steps"
+    always = epsilon([sampled(1.0, 0.9)], 1e-5, adjacency=Adjacency.REPLACE_ONE)
+    assert always.bound == "rdp"
+
+
+def test_two_steps_are_two_removals_at_the_delta_that_they_leave() -> None:
+    found = epsilon([sampled(1.0, 0.01)] * 100, 1e-6, adjacency=Adjacency.REPLACE_ONE)
+    step = found.epsilon / 2
+    share = 1e-6 / (1 + math.exp(step))
+    assert epsilon([sampled(1.0, 0.01)] * 100, share).epsilon <= step * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sigma", [1e-9, 1e-3, 1e9])
+def test_replacing_sampled_units_ends_for_every_noise(sigma: float) -> None:
+    found = epsilon([sampled(sigma, 0.5)] * 3, 1e-5, adjacency=Adjacency.REPLACE_ONE)
+    assert found.epsilon >= 0.0
+
+
+def test_discrete_gaussian_releases_are_not_free() -> None:
+    event = DiscreteGaussianEvent(
+        sensitivity=IntegerSensitivity(l2_squared=100, l1=30, unit=Unit.AGENT),
+        variance=900,
+        shares=3,
+        coordinates=64,
+    )
+    assert epsilon([event], 1e-5).epsilon > 0.5
+    assert epsilon([event, event], 1e-5).epsilon > epsilon([event], 1e-5).epsilon

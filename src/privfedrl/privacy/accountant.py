@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from privfedrl.errors import ConfigurationError, UnsupportedMechanism
 from privfedrl.privacy.events import (
@@ -45,6 +44,7 @@ from privfedrl.privacy.events import (
     unit_of,
 )
 from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
+from privfedrl.privacy.pld import pld_epsilon
 from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
 from privfedrl.privacy.units import Adjacency, Unit
 
@@ -224,9 +224,12 @@ def _bounds(
     total = np.zeros_like(ORDERS)
     with np.errstate(over="ignore"):
         for event, count in costly:
-            total += count * _curve(event, adjacency)
+            total += count * event_rdp(event, adjacency=adjacency)
     value, order = rdp_to_epsilon(total, ORDERS, delta)
     yield Spent(epsilon=value, delta=delta, bound="rdp", order=order)
+    exact = pld_epsilon(dict(costly), delta, adjacency=adjacency)
+    if exact is not None:
+        yield Spent(epsilon=exact, delta=delta, bound="pld")
     sampled = any(isinstance(event, PoissonSampledEvent) for event, _ in costly)
     if sampled and adjacency is Adjacency.REPLACE_ONE:
         yield _two_steps(tuple(costly), delta)
@@ -250,11 +253,3 @@ def _two_steps(costly: _Counts, delta: float) -> Spent:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if single(middle) <= middle else (middle, high)
     return Spent(epsilon=2.0 * high, delta=delta, bound="two-steps")
-
-
-@lru_cache(maxsize=4096)
-def _curve(event: DpEvent, adjacency: Adjacency) -> npt.NDArray[np.float64]:
-    """RDP of one event at ORDERS; read-only."""
-    curve = event_rdp(event, adjacency=adjacency)
-    curve.flags.writeable = False
-    return curve
