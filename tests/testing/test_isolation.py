@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from privfedrl.testing.isolation_defects_round import (
     NoiseFromTraining,
     SkipsWhenEmpty,
 )
-from privfedrl.testing.isolation_defects_value import TransitionClip
+from privfedrl.testing.isolation_defects_value import ReplayBuffer, TransitionClip
 from privfedrl.testing.isolation_honest import Honest, QLearning, Rows
 from privfedrl.testing.isolation_rounds import TrainerRounds
 from privfedrl.testing.isolation_values import Channel, Observation, RoundSeen, UnitLeak
@@ -130,14 +131,13 @@ def test_asking_for_experience_as_the_data_suggest_is_found():
     assert Channel.CALLS in found
 
 
-def test_asking_without_end_is_an_error_that_everybody_sees():
+def test_asking_without_end_ends_in_the_same_error_in_every_world():
     def forever(trainer, parameters, collect):
         while True:
             collect(parameters)
 
     report = lint_trainer(Honest(), step=forever, effort="quick")
     assert report.clean
-    assert math.isnan(isolation._larger(math.nan, math.nan))
     assert report.moved == 0.0
 
 
@@ -245,14 +245,17 @@ def test_the_state_of_an_agent_is_inside_its_unit_but_its_public_fields_are_not(
 # --- the figures of the specification ------------------------------------------------------------
 
 
+TELLING = ("one dominates: trajectory 0 absent", "one against all: trajectory 0 absent")
+
+
 def moved_by_the_unusual_one(trainer) -> float:
-    """In clip norms, among 16 trajectories, when the one that dominates is absent."""
+    """In clip norms, among 16 trajectories, when the remarkable one is absent."""
     rounds = TrainerRounds(trainer=trainer, unit=Unit.TRAJECTORY)
     everything = pairs(
         trainer.policy, unit=Unit.TRAJECTORY, dimension=trainer.dimension, effort="thorough"
     )
-    name = "one dominates: trajectory 0 absent"
-    return lint(rounds, [next(pair for pair in everything if pair.name == name)]).moved
+    wanted = (pair for pair in everything if pair.name in TELLING)
+    return lint(rounds, islice(wanted, len(TELLING))).moved
 
 
 def test_one_of_sixteen_trajectories_moves_a_sound_sum_by_at_most_one_clip_norm():
@@ -263,11 +266,11 @@ def test_one_of_sixteen_trajectories_moves_a_sound_sum_by_at_most_one_clip_norm(
 @pytest.mark.parametrize(
     ("make", "least"),
     [
-        (BatchMeanBaseline, 2.0),
-        (BatchAdvantages, 2.0),
+        (BatchMeanBaseline, 4.0),
+        (BatchAdvantages, 4.0),
         (RunningNormaliser, 1.2),
         (BatchNorm, 1.2),
-        (DividesByCount, 1.02),
+        (DividesByCount, 1.1),
     ],
 )
 def test_one_of_sixteen_trajectories_moves_an_unsound_sum_by_more(make, least):
@@ -307,6 +310,15 @@ def one_run(monkeypatch):
     monkeypatch.setattr(isolation, "compare_repeats", lambda *args, **kwargs: ())
 
 
+def one_round(monkeypatch):
+    original = isolation_rounds.TrainerRounds.play
+
+    def play(self, world):
+        return original(self, replace(world, rounds=world.rounds[:1]))
+
+    monkeypatch.setattr(isolation_rounds.TrainerRounds, "play", play)
+
+
 def no_state(monkeypatch):
     monkeypatch.setattr(isolation_rounds.TrainerRounds, "_state", lambda self, trainer: {})
 
@@ -329,6 +341,7 @@ def no_adversary(monkeypatch):
         (doubled_bound, RawQuantileClip, Channel.SENSITIVITY),
         (no_composition, EpochsChargedAsOne, Channel.COMPOSITION),
         (one_run, NoiseFromTraining, Channel.NOISE),
+        (one_round, ReplayBuffer, Channel.LATER_ROUND),
         (no_state, BestCheckpoint, Channel.STATE),
         (no_adversary, SkipsWhenEmpty, Channel.CALLS),
     ],

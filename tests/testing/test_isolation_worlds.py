@@ -54,13 +54,22 @@ def test_one_unit_of_the_first_round_differs_and_nothing_else(unit, action):
             assert not after.mask[list(rows)].any()
 
 
-def test_every_unit_is_removed_from_every_batch_that_it_is_in():
-    found = {pair.name for pair in all_pairs(Unit.TRAJECTORY)}
-    for index in range(EFFORTS["default"].trajectories):
-        assert f"ordinary: trajectory {index} absent" in found
-    assert {name.split(":")[0] for name in found} == set(BATCHES)
-    persons = {pair.name for pair in all_pairs(Unit.PERSON)}
-    assert {f"duplicates: person r0-{k} absent" for k in range(3)} <= persons
+@pytest.mark.parametrize("effort", sorted(EFFORTS))
+def test_every_batch_loses_its_remarkable_unit_and_every_unit_is_removed_from_some(effort):
+    found = {pair.name for pair in all_pairs(Unit.TRAJECTORY, effort)}
+    for kind in set(BATCHES) - {"nobody"}:
+        assert f"{kind}: trajectory 0 absent" in found
+    for index in range(EFFORTS[effort].trajectories):
+        assert any(f"trajectory {index} absent" in name for name in found)
+    persons = {pair.name for pair in all_pairs(Unit.PERSON, effort)}
+    for person in range(3):
+        assert any(f"person r0-{person} absent" in name for name in persons)
+
+
+def test_thorough_means_every_unit_of_every_batch_absent_and_replaced():
+    found = {pair.name.split(" by one of")[0] for pair in all_pairs(Unit.TRAJECTORY, "thorough")}
+    for index in range(16):
+        assert {f"ordinary: trajectory {index} {what}" for what in ("absent", "replaced")} <= found
 
 
 def test_an_agent_is_replaced_in_both_rounds_under_the_same_public_values():

@@ -51,7 +51,7 @@ _ROWS = frozenset({"rows", "nonfinite_units"})
 _PRIVATE_FIELDS = {
     Unit.TRAJECTORY: _ROWS,
     Unit.PERSON: _ROWS,
-    Unit.AGENT: _ROWS | {"batch_id"},
+    Unit.AGENT: _ROWS,
 }
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
+
 from privfedrl.privacy.units import Unit
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.testing.isolation_rounds import Collect, Float, Step
@@ -22,6 +24,7 @@ from privfedrl.training import (
     ReturnRelease,
     Truncation,
 )
+from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused, hooks
 
 __all__ = ["SHIPPED", "Shipped"]
 
@@ -39,6 +42,7 @@ class Shipped:
     options: str
     settings: ReinforceSettings
     step: Step | None = None
+    gradient: TrajectoryGradient = fused
 
     @property
     def name(self) -> str:
@@ -48,7 +52,7 @@ class Shipped:
     def make(self) -> LocalTrainer:
         """A fresh trainer."""
         policy = MlpPolicy(observation_size=3, hidden=(4,), action=self.action, action_size=2)
-        return LocalTrainer(policy, self.settings)
+        return LocalTrainer(policy, self.settings, gradient=self.gradient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class _Option:
     words: str
     changes: Mapping[str, Any]
     step: Step | None = None
+    gradient: TrajectoryGradient = fused
 
 
 def _at_current_clip(trainer: LocalTrainer, parameters: Float, collect: Collect) -> LocalUpdate:
@@ -68,6 +73,16 @@ def _admitted(trainer: LocalTrainer, parameters: Float, collect: Collect) -> Loc
     batch = collect(parameters)
     admitted = frozenset(sorted(set(batch.subjects or ()))[::2])
     return trainer.local_update(parameters, batch, admitted=admitted)
+
+
+def _noised_steps(
+    trainer: LocalTrainer, parameters: Float, collect: Collect
+) -> tuple[LocalUpdate, ...]:
+    """Local DP-SGD: each step is a release of its own, and what it leads to is public."""
+    public = np.full(len(parameters), 0.01)  # stands for a noised sum
+    return tuple(
+        trainer.local_update(theta, collect(theta)) for theta in (parameters, parameters + public)
+    )
 
 
 _TRUNCATIONS = tuple(_Option(f"truncation {t.value}", {"truncation": t}) for t in Truncation)
@@ -84,6 +99,7 @@ _PERSONS = (
     _Option("surplus dropped", {"units": 2, "max_trajectories_per_unit": 1}),
 )
 _CAPPED = _Option("some admitted", {"units": 3, "max_trajectories_per_unit": 2}, _admitted)
+_NOISED = _Option("noised local steps, Opacus' gradients", {}, _noised_steps, hooks)
 _STEPS = tuple(_Option(f"{n} local steps", {"local_steps": n}) for n in (1, 3))
 _AXES: Mapping[Unit, tuple[tuple[_Option, ...], ...]] = {
     Unit.TRAJECTORY: (_TRUNCATIONS, _ENTROPIES, _METRICS),
@@ -99,6 +115,8 @@ def _combinations() -> Iterator[Shipped]:
             for chosen in product(*axes):
                 yield _shipped(unit, action, chosen)
         yield _shipped(Unit.PERSON, action, (_CAPPED,))
+        for chosen in product(_TRUNCATIONS, _ENTROPIES):
+            yield _shipped(Unit.TRAJECTORY, action, (*chosen, _NOISED))
 
 
 def _shipped(
@@ -108,12 +126,14 @@ def _shipped(
     for option in chosen:
         changes |= option.changes
     steps = [option.step for option in chosen if option.step is not None]
+    gradients = [option.gradient for option in chosen if option.gradient is not fused]
     return Shipped(
         unit=unit,
         action=action,
         options=", ".join(option.words for option in chosen),
         settings=ReinforceSettings(gamma=0.9, clip_norm=_CLIP, unit=unit, **changes),
         step=steps[0] if steps else None,
+        gradient=gradients[0] if gradients else fused,
     )
 
 

@@ -43,7 +43,7 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(trajectories=4, steps=6, removals=2, replacements=0, seeds=1),
-    "default": Effort(trajectories=6, steps=8, removals=6, replacements=2, seeds=1),
+    "default": Effort(trajectories=5, steps=8, removals=3, replacements=1, seeds=1),
     "thorough": Effort(trajectories=16, steps=12, removals=16, replacements=16, seeds=3),
 }
 

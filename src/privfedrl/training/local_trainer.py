@@ -211,7 +211,8 @@ class LocalTrainer:
         Each step moves by learning_rate times the mean trajectory gradient of a fresh batch from
         ``collect(theta)``. Everything between two releases stays inside the unit, so nothing but
         the delta needs clipping. A delta that is not finite, or iterates that leave the policy's
-        range, make a zero row, not an error: a release must look the same whatever the data.
+        range, make a zero row, not an error, and collecting goes on from the last iterate within
+        it: a release must look the same whatever the data.
 
         Raises:
             PrivacyError: ``collect`` returned a batch that has been used before.
@@ -223,17 +224,17 @@ class LocalTrainer:
                 f"local_steps is for unit AGENT; use local_update for {settings.unit.name}"
             )
         start = self.policy.checked(parameters).astype(np.float64)
-        theta = start
+        theta, lost = start, False
         batch_id = b""
         for _ in range(settings.local_steps):
             batch = collect(theta.copy())
             self._spend(batch)
             batch_id = batch.batch_id
-            theta = theta + settings.learning_rate * self._mean_gradient(theta, batch)
-            if not self._usable(theta):
-                theta = np.full_like(start, np.nan)
-                break
-        return self._delta_update((theta - start)[None, :], batch_id)
+            following = theta + settings.learning_rate * self._mean_gradient(theta, batch)
+            lost = lost or not self._usable(following)
+            theta = theta if lost else following
+        delta = np.full_like(start, np.nan) if lost else theta - start
+        return self._delta_update(delta[None, :], batch_id)
 
     def _delta_update(self, delta: Float, batch_id: bytes) -> LocalUpdate:
         bound = self.clip_norm

@@ -153,7 +153,8 @@ def prepare(
     observations = torch.where(mask[..., None], observations, 0.0)
     actions = torch.from_numpy(batch.actions)
     if network.discrete:
-        impossible = mask & ((actions < 0) | (actions >= network.num_outputs))
+        # not (< 0 or >= n): an action that is NaN compares as neither, and is impossible too
+        impossible = mask & ~((actions >= 0) & (actions < network.num_outputs))
         weight = torch.where(impossible, math.nan, weight)
         actions = torch.where(mask & ~impossible, actions, 0).to(torch.int64)
     else:
