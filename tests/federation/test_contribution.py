@@ -178,3 +178,42 @@ def _centred(
     )
     assert contribution.fault is not None
     return contribution.vector.view(np.int32).astype(np.int64)
+
+
+def test_a_trajectory_that_is_too_long_is_cut_and_changes_no_other_row(
+    make_plan: Callable[..., Plan],
+) -> None:
+    setup = round_setup(make_plan())
+    horizon, count = setup.plan.fleet.horizon, setup.plan.fleet.trajectories
+    rng = np.random.default_rng(11)
+    lengths = np.array([5, horizon + 30, 20, 60])[:count]
+    mask = np.arange(horizon + 30) < lengths[:, None]
+    whole = TrajectoryBatch(
+        observations=rng.normal(size=(*mask.shape, 4)).astype(np.float32),
+        actions=rng.integers(0, 2, mask.shape),
+        rewards=rng.normal(size=mask.shape).astype(np.float32),
+        mask=mask,
+        terminated=np.ones(count, dtype=np.bool_),
+        truncated=np.zeros(count, dtype=np.bool_),
+    )
+    cut = whole.within(horizon)
+    assert list(cut.lengths) == [5, horizon, 20, 60]
+    assert list(cut.truncated) == [False, True, False, False]
+    assert list(cut.terminated) == [True, False, True, True]
+    assert cut.within(horizon) is cut
+    short = dataclasses.replace(whole, mask=mask & (np.arange(horizon + 30) < 7)).within(horizon)
+    theta = rng.normal(size=setup.policy.num_parameters)
+    rows = [
+        local_trainer(setup).local_update(theta, batch.padded(horizon)).rows
+        for batch in (cut, short)
+    ]
+    np.testing.assert_array_equal(rows[0][0], rows[1][0])
+    found = contribute(
+        setup,
+        local_trainer(setup),
+        published_model(setup, theta),
+        experience=lambda x, step: whole,
+        rotation_seed=bytes(32),
+        entropy=DeterministicEntropy(b"long"),
+    )
+    assert found.fault is None

@@ -204,11 +204,10 @@ def test_local_steps_use_fresh_noise_in_every_step_and_every_round(make_plan: Ma
     deltas = []
     for round_index in range(60):
         seed = round_index.to_bytes(32, "big")
-        update, fault = NoisedSteps(setup, rotation_seed=seed, entropy=entropy).run(
-            trainer, zero, nothing
-        )
-        assert fault is not None
-        deltas.append(update.rows[0])
+        delta = NoisedSteps(setup, rotation_seed=seed, entropy=entropy).run(trainer, zero, nothing)
+        assert delta.fault is not None
+        assert len(set(delta.batch_ids)) == 3
+        deltas.append(delta.update.rows[0])
     assert len({delta.tobytes() for delta in deltas}) == len(deltas)
     expected = setup.released_std(1)
     assert np.std(deltas) == pytest.approx(expected, rel=0.07)

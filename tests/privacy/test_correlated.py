@@ -377,10 +377,42 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         attempt(q, SumHistory(sums=(q, q), units=(frozenset(), frozenset())))
     with pytest.raises(ConfigurationError, match="one length, got 1 and 0"):
         SumHistory(sums=(q,))
-    with pytest.raises(ConfigurationError, match="released must be int64"):
-        decode(noise, floats, [])
+    for released in (np.zeros(3, dtype=np.uint32), np.zeros((3, 1)), q.reshape(1, 3)):
+        wrong: Any = released
+        with pytest.raises(ConfigurationError, match="released must be int64 or float64"):
+            decode(noise, wrong, [])
     with pytest.raises(ConfigurationError, match="past must have shape"):
         decode(noise, q, [np.zeros(2)])
+
+
+@settings(max_examples=20)
+@given(configurations, integer_rounds(30, 3))
+def test_decoding_commutes_with_a_rotation_that_is_the_same_in_all_rounds(
+    noise: CorrelatedNoise, sums: IntArray
+) -> None:
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    released, past = stream(noise, sums), []
+    for y in released:
+        past.insert(0, decode(noise, y @ rotation, past))
+    np.testing.assert_allclose(
+        past[::-1], np.array(decoded(noise, released)) @ rotation, rtol=1e-9, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_residues_mixed_and_reduced_are_the_reduced_mixture(bits: int) -> None:
+    """Whoever knows sums modulo a power of two only may mix those and reduce afterwards."""
+    noise, rng = CorrelatedNoise(bands=4), np.random.default_rng(9)
+    exact, residues = SumHistory(), SumHistory()
+    for index in range(6):
+        total, share = rng.integers(-(2**50), 2**50, (2, 5))
+        mixed, exact = release(
+            noise, exact, total, units=[str(index)], sample=lambda size, z=share: z
+        )
+        reduced, residues = release(
+            noise, residues, total % 2**bits, units=[str(index)], sample=lambda size, z=share: z
+        )
+        assert np.array_equal(reduced % 2**bits, mixed % 2**bits)
 
 
 @settings(max_examples=20)

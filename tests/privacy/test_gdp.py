@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import mpmath
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,37 @@ def test_delta_matches_the_textbook_formula_where_that_is_accurate(
     direct = norm.cdf(mu / 2 - epsilon / mu)
     direct -= math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
     assert gaussian_delta(mu, epsilon) == pytest.approx(direct, rel=1e-6, abs=1e-13)
+
+
+def precise_log_delta(mu: float, epsilon: float) -> float:
+    """ln delta in 80-digit arithmetic."""
+    with mpmath.workdps(80):
+        m, e = mpmath.mpf(mu), mpmath.mpf(epsilon)
+        direct = mpmath.ncdf(m / 2 - e / m) - mpmath.exp(e) * mpmath.ncdf(-m / 2 - e / m)
+        return float(mpmath.log(direct))
+
+
+@given(st.floats(1e-9, 100), st.floats(0, 30))
+@settings(deadline=None, max_examples=200)
+def test_delta_is_exact_to_a_billionth_against_high_precision(mu: float, distance: float) -> None:
+    epsilon = mu * (distance + mu / 2)
+    exact = precise_log_delta(mu, epsilon)
+    assert math.log(gaussian_delta(mu, epsilon)) == pytest.approx(exact, abs=1e-9, rel=1e-15)
+
+
+@given(st.floats(1e-4, 50), st.floats(1e-100, 0.1))
+@settings(deadline=None, max_examples=100)
+def test_epsilon_is_exact_to_a_billionth_against_high_precision(mu: float, delta: float) -> None:
+    epsilon = gaussian_epsilon(mu, delta)
+    assume(epsilon > 1e-3 * mu)
+    assert precise_log_delta(mu, epsilon * (1 + 1e-9)) < math.log(delta)
+    assert precise_log_delta(mu, epsilon * (1 - 1e-9)) > math.log(delta)
+
+
+def test_far_beyond_every_delta_the_curve_underflows_without_an_error() -> None:
+    assert gaussian_delta(1e-310, 1e-100) == 0.0
+    assert gaussian_delta(1.0, 1e300) == 0.0
+    assert gaussian_delta(1e-6, 1.1e-4) == 0.0
 
 
 @given(mus, deltas)

@@ -7,9 +7,11 @@ import pytest
 
 from privfedrl.errors import ConfigurationError
 from privfedrl.privacy import accountant
+from privfedrl.privacy.correlated import CorrelatedNoise
 from privfedrl.privacy.events import MIN_SHARE_VARIANCE, DiscreteGaussianEvent, SkellamEvent
 from privfedrl.privacy.mechanisms import (
     CentralDiscreteGaussian,
+    CorrelatedDiscreteGaussian,
     DistributedDiscreteGaussian,
     DistributedSkellam,
     LocalSkellam,
@@ -130,6 +132,37 @@ def test_a_discrete_gaussian_is_drawn_from_one_table_or_not_at_all() -> None:
     for kind in (DistributedDiscreteGaussian, CentralDiscreteGaussian):
         with pytest.raises(ConfigurationError, match="use a coarser resolution"):
             mechanism(kind, share_variance=MAX_GAUSSIAN_VARIANCE + 1)
+
+
+def test_correlated_noise_is_charged_for_every_release_that_a_unit_is_in() -> None:
+    noise = CorrelatedNoise(bands=4)
+    made = mechanism(CorrelatedDiscreteGaussian, noise=noise)
+    assert {made.event(honest) for honest in (1, 9)} == {
+        DiscreteGaussianEvent(
+            sensitivity=noise.sensitivity(BOUND), variance=50, shares=1, coordinates=4 * 8
+        )
+    }
+    assert made.sampler_delta(epsilon=1.0, shares=3) == delta_of_sampler(
+        discrete_gaussian_total_variation(50), coordinates=32, epsilon=1.0, shares=3
+    )
+    assert made.sample_share().shape == (8,)
+    # equal privacy: the mixture's share is wider by the norm of its coefficients
+    squares = sum(m * m for m in noise.coefficients)
+    wide = mechanism(CorrelatedDiscreteGaussian, noise=noise, share_variance=10**4 * squares)
+    costs = [
+        accountant.epsilon([one.event(1)], 1e-5).epsilon
+        for one in (wide, mechanism(CentralDiscreteGaussian, share_variance=10**4))
+    ]
+    assert costs[0] == pytest.approx(costs[1], rel=1e-12)
+
+
+def test_correlated_noise_needs_to_know_how_sums_are_mixed() -> None:
+    with pytest.raises(ConfigurationError, match="noise must be a CorrelatedNoise"):
+        mechanism(CorrelatedDiscreteGaussian, noise=3)
+    with pytest.raises(ConfigurationError, match="honest_survivors must be"):
+        mechanism(CorrelatedDiscreteGaussian, noise=CorrelatedNoise(bands=2)).event(0)
+    with pytest.raises(ConfigurationError, match="share_variance"):
+        mechanism(CorrelatedDiscreteGaussian, noise=CorrelatedNoise(bands=2), share_variance=0)
 
 
 def test_mechanisms_of_different_kinds_are_different_values() -> None:

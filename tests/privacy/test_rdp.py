@@ -276,6 +276,26 @@ def test_the_distance_of_100_shares_to_one_is_that_of_the_published_table(
     assert discrete_gaussian_tau(deviation**2, 1) == 0.0
 
 
+@pytest.mark.parametrize(("variance", "shares"), [(0.5, 2), (1.0, 2), (1.0, 6), (1.5, 3)])
+def test_a_sum_of_shares_is_within_half_tau_of_a_discrete_gaussian_everywhere(
+    variance: float, shares: int
+) -> None:
+    k = np.arange(-25, 26).astype(float)
+    one = np.exp(-k * k / (2 * variance))
+    total = one / one.sum()
+    for _ in range(shares - 1):
+        total = np.convolve(total, one / one.sum())
+    reach = (total.size - 1) // 2
+    x = np.arange(-reach, reach + 1).astype(float)
+    whole = np.exp(-x * x / (2 * shares * variance))
+    whole /= whole.sum()
+    # inside one share's window: beyond it the truncated convolution is not the sum
+    inner = np.abs(x) <= 8
+    distance = np.max(np.abs(np.log(total[inner] / whole[inner])))
+    assert distance <= discrete_gaussian_tau(variance, shares) / 2
+    assert distance > discrete_gaussian_tau(variance, shares) / 2000  # the bound is no formality
+
+
 def test_the_distance_of_many_shares_is_bounded_without_summing_them_all() -> None:
     k = np.arange(1.0, 5000.0)
     exact = 10 * float(np.exp(-2 * math.pi**2 * 4 * k / (k + 1)).sum())

@@ -136,6 +136,7 @@ def test_a_rate_near_one_costs_nearly_what_no_sampling_costs(sigma: float) -> No
     plain = SOME / (2 * sigma * sigma)
     np.testing.assert_allclose(sampled_gaussian_rdp(sigma, 1 - 1e-9, SOME), plain, rtol=1e-3)
     np.testing.assert_allclose(sampled_gaussian_rdp(sigma, 1.0, SOME), plain, rtol=1e-12)
+    np.testing.assert_array_equal(sampled_rdp(line(sigma), 1.0, SOME), line(sigma)(SOME))
     nearly = sampled_rdp(line(sigma), 1 - 1e-9, SOME)
     whole = np.rint(SOME) == SOME
     np.testing.assert_allclose(nearly[whole & (SOME < 65)], plain[whole & (SOME < 65)], rtol=1e-6)

@@ -102,7 +102,7 @@ class Agent:
         self._clock = clock
         self._edges = OwnEdges() if edges is None else edges
         self._client: RoundClient | None = None
-        self._reservation: int | None = None
+        self._reservations: tuple[int, ...] = ()
         self.fault: EnvironmentFault | None = None
         """Why the last contribution held no experience, if so. Never leaves the agent."""
         self.lost = 0
@@ -139,7 +139,7 @@ class Agent:
         now = self._clock()
         config, model = self._verified(signed, published, now)
         contribution = self._contribution(config, model)
-        self._reservation = None
+        self._reservations = ()
         self._client, first = self._backend.join(
             signed,
             contribution.vector,
@@ -206,15 +206,21 @@ class Agent:
         return contribution
 
     def _charge(self, config: AnyConfig, contribution: Contribution) -> None:
-        charge = self._setup.charge(_release_id(config), group=contribution.batch_id.hex())
-        self._reservation = self._ledger.reserve(charge)
+        """One row for each private step: a batch that was in any of them is spent for ever."""
+        name, used = _release_id(config), contribution.batch_ids
+        names = [name] if len(used) == 1 else [f"{name}/{step}" for step in range(len(used))]
+        self._reservations = tuple(
+            self._ledger.reserve(self._setup.charge(each, group=batch_id.hex()))
+            for each, batch_id in zip(names, used, strict=True)
+        )
 
     def _settle(self, client: RoundClient) -> None:
         """Replace the worst case by what the signed survivor list proves, once, if it is known."""
-        if self._reservation is None or not client.survivors:
+        if not client.survivors:
             return
-        self._ledger.settle(self._reservation, self._setup.settled(len(client.survivors)))
-        self._reservation = None
+        for reservation in self._reservations:
+            self._ledger.settle(reservation, self._setup.settled(len(client.survivors)))
+        self._reservations = ()
 
 
 def _release_id(config: AnyConfig) -> str:

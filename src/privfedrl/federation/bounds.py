@@ -47,7 +47,9 @@ def bounded_epsilon(
 
     if setup.mechanism is None:
         return found_at(0.0)
-    shares = setup.shares_per_run
+    # aborted attempts may have made more releases than the plan has rounds
+    releases = plan.releases_per_unit if plan.unit is Unit.TRAJECTORY else len(events)
+    shares = setup.shares_per_run * max(1, -(-releases // plan.releases_per_unit))
     paid = setup.mechanism.sampler_delta(epsilon=plan.privacy.epsilon, shares=shares)
     # where the plan's epsilon would take all of delta, a smaller one may still be proven
     epsilon = found_at(paid if paid < whole else 0.0)

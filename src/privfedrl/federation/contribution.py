@@ -38,13 +38,14 @@ class Contribution:
 
     Attributes:
         vector: uint32 or uint64 [words]; sum of the units' integers and one noise share, mod m.
-        batch_id: identity of the trajectories in it; spent when the vector leaves.
+        batch_ids: identities of the trajectories in it, one for each private step; spent when the
+            vector leaves.
         fault: why the experience is missing (the rows are then zero). Stays in the agent.
         lost: trajectories whose environment failed; their rows are zero. Stays in the agent.
     """
 
     vector: NDArray[np.unsignedinteger]
-    batch_id: bytes
+    batch_ids: tuple[bytes, ...]
     fault: EnvironmentFault | None
     lost: int
 
@@ -133,19 +134,23 @@ def contribute(
         batch = experience(theta, len(lost))
         _check_batch(setup, batch)
         lost.append(batch.lost)
-        return batch.padded(setup.plan.fleet.horizon)  # a public shape, see padded
+        # a public shape, see padded; whatever lies beyond it is dropped trajectory by trajectory
+        horizon = setup.plan.fleet.horizon
+        return batch.within(horizon).padded(horizon)
 
     if setup.step_codec is not None:
         steps = NoisedSteps(setup, rotation_seed=rotation_seed, entropy=entropy)
-        update, fault = steps.run(trainer, parameters, collect)
+        delta = steps.run(trainer, parameters, collect)
+        update, used, fault = delta.update, delta.batch_ids, delta.fault
     else:
         update, fault = _update(setup, trainer, parameters, clip, collect, admit)
+        used = (update.batch_id,)
     integers = setup.codec.encode_units(update.rows, rotation_seed=rotation_seed, entropy=entropy)
     if setup.mechanism is not None and setup.plan.privacy.distributed:
         integers = integers + setup.mechanism.sample_share(entropy)
     return Contribution(
         vector=setup.codec.to_ring(integers),
-        batch_id=update.batch_id,
+        batch_ids=used,
         fault=fault,
         lost=sum(lost),
     )
@@ -189,8 +194,4 @@ def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:
         raise EnvironmentFault(
             f"a batch must hold {plan.fleet.trajectories} trajectories, "
             f"got {batch.num_trajectories}"
-        )
-    if batch.mask.shape[1] > plan.fleet.horizon:
-        raise EnvironmentFault(
-            f"a trajectory must end after {plan.fleet.horizon} steps, got {batch.mask.shape[1]}"
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,13 +29,25 @@ from privfedrl.privacy import Mechanism
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.training import LocalUpdate, clip_rows
 
-__all__ = ["NoisedSteps", "as_faults"]
+__all__ = ["NoisedDelta", "NoisedSteps", "as_faults"]
 
 if TYPE_CHECKING:
     from privfedrl.training import LocalTrainer
 
 Vector = NDArray[np.float64]
 _LABEL = b"pfrl-local-step/1\x00"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NoisedDelta:
+    """One row, the batches whose trajectories are in it, one per step, and the first fault if any.
+
+    Each batch must be spent durably before the row leaves: a trajectory is in one step only.
+    """
+
+    update: LocalUpdate
+    batch_ids: tuple[bytes, ...]
+    fault: EnvironmentFault | None
 
 
 class NoisedSteps:
@@ -55,8 +68,8 @@ class NoisedSteps:
         trainer: LocalTrainer,
         parameters: Vector,
         collect: Callable[[Vector], TrajectoryBatch],
-    ) -> tuple[LocalUpdate, EnvironmentFault | None]:
-        """The model delta after the plan's local steps, one row, and the first fault if any.
+    ) -> NoisedDelta:
+        """The model delta after the plan's local steps.
 
         A step whose experience failed has zero rows and its noise all the same.
         """
@@ -75,9 +88,9 @@ class NoisedSteps:
             clip_norm=self._setup.codec.clip_norm,
             unit=plan.unit,
             nonfinite_units=dropped,
-            batch_id=hashlib.sha256(b"".join(used)).digest()[:16],
+            batch_id=used[-1],
         )
-        return delta, first_fault
+        return NoisedDelta(update=delta, batch_ids=tuple(used), fault=first_fault)
 
     def _step(
         self, trainer: LocalTrainer, theta: Vector, collect: Callable[[Vector], TrajectoryBatch]

@@ -14,6 +14,7 @@ from privfedrl.privacy.calibration import (
     most_rounds,
     smallest_cohort,
 )
+from privfedrl.privacy.composition import Composition
 from privfedrl.privacy.events import (
     DiscreteGaussianEvent,
     DpEvent,
@@ -63,6 +64,7 @@ __all__ = [
     "CentralDiscreteGaussian",
     "Charge",
     "Checkpoint",
+    "Composition",
     "DiscreteGaussianEvent",
     "DiscreteGaussianSampler",
     "DistributedDiscreteGaussian",

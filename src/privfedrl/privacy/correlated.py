@@ -212,7 +212,8 @@ def release(
         sample: length -> int64 noise, independent on every call, as ``event`` was charged for.
     Returns:
         y int64 [p], and the history for the next round. Arithmetic is modulo 2^64: a value beyond
-        costs accuracy, never privacy.
+        costs accuracy, never privacy. Sums known modulo a smaller power of two may be given as
+        residues; then y must be reduced to that power before it leaves.
     Raises:
         PrivacyError: a unit took part fewer than ``bands`` rounds ago. Nothing was drawn.
         ConfigurationError: a shape or type does not fit.
@@ -240,17 +241,22 @@ def release(
     return mixed, SumHistory(sums=sums[:kept], units=(present, *history.units)[:kept])
 
 
-def decode(noise: CorrelatedNoise, released: IntArray, past: Sequence[FloatArray]) -> FloatArray:
+def decode(
+    noise: CorrelatedNoise, released: IntArray | FloatArray, past: Sequence[FloatArray]
+) -> FloatArray:
     """x_t from y_t and the decoded rounds before it: public, post-processing.
 
     Args:
-        released: int64 [p], y_t.
+        released: int64 [p], y_t; or float64, a linear map of it that is the same in all rounds.
         past: float64 [p] each, x_{t-1}, x_{t-2}, ..: all since the first round, or at least the
             last b - 1.
     Returns:
         float64 [p] in units of the exact sum.
     """
-    _check_vector("released", released, released.shape)
+    if released.dtype not in (np.int64, np.float64) or released.ndim != 1:
+        raise ConfigurationError(
+            f"released must be int64 or float64 of one axis, got {released.dtype} {released.shape}"
+        )
     x = released.astype(np.float64)
     for coefficient, before in zip(noise.coefficients[1:], past, strict=False):
         if before.shape != x.shape:

@@ -8,6 +8,7 @@ drawn from the distribution that the event names, up to a total variation that i
 | DistributedSkellam           | every agent, to its vector                 | n honest shares      |
 | DistributedDiscreteGaussian  | every agent, to its vector                 | n honest shares      |
 | CentralDiscreteGaussian      | key authority or aggregator, to the sum    | its one share        |
+| CorrelatedDiscreteGaussian   | aggregator, to a mixture of the last sums  | its one share        |
 | LocalSkellam                 | every agent, to each of its own steps      | the agent's share    |
 
 Sums of Skellams are Skellam: n shares give exactly Sk(n share_variance), also after dropouts. A sum
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from privfedrl.errors import ConfigurationError
+from privfedrl.privacy.correlated import CorrelatedNoise
 from privfedrl.privacy.events import MIN_SHARE_VARIANCE, DiscreteGaussianEvent, SkellamEvent
 from privfedrl.privacy.samplers import (
     MAX_GAUSSIAN_VARIANCE,
@@ -39,6 +41,7 @@ from privfedrl.privacy.units import IntegerSensitivity
 
 __all__ = [
     "CentralDiscreteGaussian",
+    "CorrelatedDiscreteGaussian",
     "DistributedDiscreteGaussian",
     "DistributedSkellam",
     "LocalSkellam",
@@ -182,6 +185,44 @@ class CentralDiscreteGaussian(_DiscreteGaussian):
     def event(self, honest_survivors: int) -> DiscreteGaussianEvent:
         _checked(honest_survivors)
         return self._event(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrelatedDiscreteGaussian(_DiscreteGaussian):
+    """An integer mixture of the last sums to which one trusted party adds one share.
+
+    That party sees and keeps the last sums as they are: the event holds against everybody but it.
+
+    Attributes:
+        sensitivity: of one round's sum, as elsewhere; the event holds that of the mixture.
+        num_coordinates: of one round's vector; the event and the sampler's charge count those of
+            all the rounds that a sum is in.
+        noise: how sums are mixed.
+    """
+
+    noise: CorrelatedNoise
+
+    def __post_init__(self) -> None:
+        _DiscreteGaussian.__post_init__(self)  # super() does not see a class with slots
+        if not isinstance(self.noise, CorrelatedNoise):
+            raise ConfigurationError(
+                f"noise must be a CorrelatedNoise, got {type(self.noise).__name__}"
+            )
+
+    def event(self, honest_survivors: int) -> DiscreteGaussianEvent:
+        """One participation of a unit, for all the releases that it is in."""
+        _checked(honest_survivors)
+        return self.noise.event(
+            self.sensitivity, variance=self.share_variance, coordinates=self.num_coordinates
+        )
+
+    def sampler_delta(self, *, epsilon: float, shares: int) -> float:
+        return delta_of_sampler(
+            self.total_variation,
+            coordinates=self.num_coordinates * self.noise.bands,
+            epsilon=epsilon,
+            shares=shares,
+        )
 
 
 class LocalSkellam(_Skellam):

@@ -137,7 +137,7 @@ def _search(releases: Sequence[SampledGaussian], total: FloatArray, delta: float
         if found is None:
             break
         best = found if best is None else min(best, found)
-        if best > 0.6 * target or best < 1e-12:
+        if best > 0.6 * target or best < 1e-9:
             break
         target = best
     return best

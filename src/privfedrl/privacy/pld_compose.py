@@ -103,7 +103,7 @@ def composed_epsilon(
     tail = _CUT * delta / sum(one.count for one in releases)
     if tail < 1e-290:
         return None
-    for _ in range(8):
+    while step < target:
         points = [
             grid_points(one.sigma, one.rate, step=step, tail=tail, direction=direction)
             for one in releases
@@ -119,8 +119,6 @@ def composed_epsilon(
                 offset = math.fsum(one.count * one.offset for one in losses)
                 return None if found is None else (found + offset) * (1.0 + 2.0**-44)
         step *= 1.1 * excess
-        if not step < target:
-            break
     return None
 
 

@@ -88,6 +88,24 @@ class TrajectoryBatch:
         """float64 [B], undiscounted. Private: stays inside the agent."""
         return np.where(self.mask, self.rewards, 0.0).sum(axis=1, dtype=np.float64)
 
+    def within(self, steps: int) -> TrajectoryBatch:
+        """The same trajectories, cut after ``steps`` steps; a cut one counts as truncated.
+
+        One trajectory that is too long must not decide about the others.
+        """
+        if self.mask.shape[1] <= steps:
+            return self
+        cut = self.mask[:, steps:].any(axis=1)
+        return replace(
+            self,
+            observations=self.observations[:, :steps],
+            actions=self.actions[:, :steps],
+            rewards=self.rewards[:, :steps],
+            mask=self.mask[:, :steps],
+            terminated=self.terminated & ~cut,
+            truncated=self.truncated | cut,
+        )
+
     def padded(self, steps: int) -> TrajectoryBatch:
         """The same trajectories with ``steps`` columns, masked and zero past their ends.
 
