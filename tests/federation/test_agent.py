@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -388,3 +389,39 @@ def test_hostile_bytes_in_the_middle_of_a_round_change_nothing(world: Any) -> No
             assert not world.agents[VICTIM].finished
         messages = world.exchange(coordinator, messages)
     assert coordinator.result().survivors == world.names
+
+
+LOCAL_STEPS = {
+    "privacy": {"mechanism": "local-skellam"},
+    "federation": {"strategy": "fedavg"},
+    "training": {"local_steps": 2, "local_learning_rate": 0.1},
+}
+
+
+def test_a_batch_of_any_local_step_is_spent_for_ever_also_across_a_restart(
+    make_world: Any, make_plan: Any
+) -> None:
+    world = make_world(make_plan(LOCAL_STEPS))
+    used: list[Any] = []
+
+    def remember(name: str, theta: Any, position: Any) -> Any:
+        used.append(world.batch(name, theta, position))
+        return used[-1]
+
+    world.experience[VICTIM] = remember
+    world.run()
+    ledger = world.ledgers[VICTIM]
+    groups = [one.charge.group for one in ledger.reservations()]
+    assert groups == [batch.batch_id.hex() for batch in used]
+    assert all(one.realised is not None for one in ledger.reservations())
+    assert ledger.spent().epsilon <= world.plan.privacy.epsilon
+
+    def again(name: str, theta: Any, position: Any) -> Any:
+        return used[1] if position[2] == 0 else world.batch(name, theta, position)
+
+    world.experience[VICTIM] = again
+    world.agents[VICTIM] = world.agent(VICTIM)  # a new process remembers no batch
+    world.state = dataclasses.replace(world.state, task_id=bytes([1]) * 32)
+    with pytest.raises(PrivacyError, match="reserved already"):
+        world.run()
+    assert len(ledger.reservations()) == len(groups)
