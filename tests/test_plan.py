@@ -33,7 +33,8 @@ from privfedrl.plan import (
     SimulationPlan,
     TrainingPlan,
 )
-from privfedrl.plan_rules import HE_AGENTS, MAX_PAIRWISE_AGENTS
+from privfedrl.plan_rules import HE_AGENTS, MAX_CORRELATED_ROUNDS, MAX_PAIRWISE_AGENTS
+from privfedrl.privacy.correlated import CorrelatedNoise
 from privfedrl.secagg.parameters import MAX_COMPLETE
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
@@ -390,6 +391,71 @@ def test_check_refuses_what_cannot_be_kept(changes: dict[str, Any], expected: st
         plan.check()
 
 
+# --- noise that is correlated over rounds -------------------------------------------------------
+
+
+def correlated(**sections: dict[str, Any]) -> Plan:
+    central = {"mechanism": "central-discrete-gaussian", "correlation_bands": 3}
+    return tiny(**(sections | {"privacy": central | sections.get("privacy", {})}))
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "none"])
+@pytest.mark.parametrize("bands", [2, 3])
+def test_a_plan_may_ask_a_coordinator_that_adds_noise_to_correlate_it(
+    bands: int, kind: str
+) -> None:
+    plan = correlated(privacy={"correlation_bands": bands}, protection={"kind": kind})
+    assert Plan.from_text(plan.to_toml()) == plan
+    assert plan.check().correlation_bands == bands
+
+
+def test_fresh_noise_is_the_default_and_leaves_the_digest_as_it_was() -> None:
+    assert tiny().privacy.correlation_bands is None
+    assert "correlation_bands" not in tiny().to_toml()
+    assert tiny().check().correlation_bands is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"privacy": {"correlation_bands": 1}}, r"must lie in \[2, 64\], got 1"),
+        (
+            {"privacy": {"correlation_bands": 65}, "federation": {"rounds": 99}},
+            r"must lie in \[2, 64\], got 65",
+        ),
+        ({"privacy": {"correlation_bands": 4}}, r"must be <= federation\.rounds = 3, got 4"),
+        ({"federation": {"rounds": 65_537}}, r"needs federation\.rounds <= 65536"),
+        ({"privacy": {"mechanism": "skellam"}}, "agents' shares are fresh; leave it out, or"),
+        ({"privacy": {"mechanism": "discrete-gaussian"}}, "needs mechanism 'central-discrete"),
+        ({"privacy": {"mechanism": "none"}}, "needs mechanism 'central-discrete-gaussian'"),
+        (
+            {"privacy": {"unit": "person", "max_trajectories_per_unit": 2}},
+            r"needs unit 'trajectory', got 'person'.*\(agents in turn, without it",
+        ),
+        (
+            {"privacy": {"unit": "agent"}, "federation": {"strategy": "fedavg"}},
+            "needs unit 'trajectory', got 'agent'",
+        ),
+        ({"encoding": {"headroom": "rotated"}}, r"needs encoding\.headroom = 'worst-case'"),
+        ({"protection": {"kind": "bfv"}}, "key authority keeps nothing.*or use kind 'pairwise'"),
+        ({"protection": {"kind": "ckks"}}, "is not offered with"),
+    ],
+)
+def test_correlated_noise_is_refused_where_it_is_unsound_with_what_to_do_instead(
+    sections: dict[str, dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        correlated(**sections)
+
+
+def test_rounds_of_a_correlated_run_are_those_that_have_decoder_weights() -> None:
+    noise = CorrelatedNoise(bands=2)
+    assert noise.decoder_weights(MAX_CORRELATED_ROUNDS).shape == (MAX_CORRELATED_ROUNDS,)
+    with pytest.raises(ConfigurationError):
+        noise.decoder_weights(MAX_CORRELATED_ROUNDS + 1)
+    assert CorrelatedNoise(bands=64).coefficients[-1] > 0
+
+
 # --- the digest --------------------------------------------------------------------------------
 
 CHANGED: dict[str, dict[str, Any]] = {
@@ -463,6 +529,7 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested = {section: set(keys) for section, keys in CHANGED.items()}
     tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
     tested["privacy"] |= {"unit", "max_trajectories_per_unit", "max_rounds_per_unit"}
+    tested["privacy"] |= {"correlation_bands"}  # central noise only
     tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
     tested["protection"] |= {"parameter_set", "readding"}  # need encryption
     for section in dataclasses.fields(Plan):
@@ -478,6 +545,9 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     person = tiny(privacy={"unit": "person", "max_trajectories_per_unit": 2})
     capped = {person.replace("privacy", max_rounds_per_unit=cap).digest for cap in (None, 1, 2)}
     assert len(capped) == 3
+    bands = (None, 2, 3)
+    mixed = {correlated(privacy={"correlation_bands": count}).digest for count in bands}
+    assert len(mixed) == 3
     discounted = tiny().replace("training", gamma=0.5)
     assert discounted.replace("training", truncation="continue").digest != discounted.digest
     widths = (None, *range(MIN_LANE_BITS, MAX_LANE_BITS + 1))

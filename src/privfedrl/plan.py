@@ -169,6 +169,8 @@ class PrivacyPlan:
             before anything is computed. 1 for unit "trajectory".
         max_rounds_per_unit: rounds of a run that a person may take part in, enforced by the agent;
             None = all. For unit "person" only.
+        correlation_bands: rounds over which the coordinator's central noise cancels, 2 .. 64, see
+            ``privacy.correlated``; None = fresh noise in every round.
         mean_return: release the noised, clipped mean return, or nothing.
         adaptive_clip: let the clip follow a noised quantile, or keep it.
     """
@@ -183,6 +185,7 @@ class PrivacyPlan:
     clip_norm: float = 1.0
     max_trajectories_per_unit: int = 1
     max_rounds_per_unit: int | None = None
+    correlation_bands: int | None = None
     mean_return: MeanReturnRelease | None = None
     adaptive_clip: AdaptiveClip | None = None
 
@@ -319,6 +322,8 @@ class Plan:
         """SHA-256 of the canonical form of everything but ``name`` and ``[simulation]``."""
         pinned = canonical(self)
         del pinned["name"], pinned["simulation"]
+        if self.privacy.correlation_bands is None:
+            del pinned["privacy"]["correlation_bands"]  # younger than the form: digests stay
         text = json.dumps(pinned, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(b"pfrl-plan/3\x00" + text.encode()).digest()
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from privfedrl.plan import Plan
 
-__all__ = ["HE_AGENTS", "MAX_PAIRWISE_AGENTS", "RULES"]
+__all__ = ["HE_AGENTS", "MAX_CORRELATED_ROUNDS", "MAX_PAIRWISE_AGENTS", "RULES"]
 
 # secagg.parameters.MAX_CLIENTS: the complete graph of pairwise masks; a test keeps them equal
 MAX_PAIRWISE_AGENTS = 256
+
+# privacy.correlated: rounds for which decoder weights are computed
+MAX_CORRELATED_ROUNDS = 65_536
 
 # he.parameter_sets: the sets of each kind and how many agents each allows; a test keeps them equal
 HE_AGENTS = {
@@ -124,7 +127,55 @@ def _privacy_rules(plan: Plan) -> list[str]:
         problems += _number(
             "privacy.max_rounds_per_unit", privacy.max_rounds_per_unit, low=1, high=1_000_000
         )
-    return [*problems, *_mean_return_rules(plan), *_adaptive_clip_rules(plan)]
+    return [
+        *problems,
+        *_mean_return_rules(plan),
+        *_adaptive_clip_rules(plan),
+        *_correlation_rules(plan),
+    ]
+
+
+def _correlation_rules(plan: Plan) -> list[str]:
+    """Noise that cancels over rounds: whose bill it does not raise, and who can mix the sums."""
+    privacy, name = plan.privacy, "privacy.correlation_bands"
+    bands, problems = privacy.correlation_bands, []
+    if bands is None:
+        return []
+    problems += _number(name, bands, low=2, high=64)
+    if bands > plan.federation.rounds:
+        problems.append(
+            f"{name} must be <= federation.rounds = {plan.federation.rounds}, got {bands}: a unit "
+            "pays for every band, and later ones would never come; use fewer, or leave it out"
+        )
+    if plan.federation.rounds > MAX_CORRELATED_ROUNDS:
+        problems.append(
+            f"{name} needs federation.rounds <= {MAX_CORRELATED_ROUNDS}, got "
+            f"{plan.federation.rounds}; leave it out"
+        )
+    if privacy.mechanism != "central-discrete-gaussian":
+        problems.append(
+            f"{name} needs mechanism 'central-discrete-gaussian', got {privacy.mechanism!r}: "
+            "whoever takes back noise must hold past sums, and agents' shares are fresh; leave it "
+            "out, or let the coordinator add the noise"
+        )
+    if privacy.unit != "trajectory":
+        problems.append(
+            f"{name} needs unit 'trajectory', got {privacy.unit!r}: who is back within that many "
+            "rounds would be in one release twice; leave it out (agents in turn, without it, gain "
+            "as much)"
+        )
+    if plan.encoding.headroom != "worst-case":
+        problems.append(
+            f"{name} needs encoding.headroom = 'worst-case', got {plan.encoding.headroom!r}: one "
+            "rotation serves the whole run, so later rows depend on its seed and need not spread"
+        )
+    if plan.protection.homomorphic:
+        problems.append(
+            f"{name} is not offered with protection.kind = {plan.protection.kind!r}: its key "
+            "authority keeps nothing from round to round; leave it out, or use kind 'pairwise', "
+            "where the coordinator adds the noise"
+        )
+    return problems
 
 
 def _mean_return_rules(plan: Plan) -> list[str]:

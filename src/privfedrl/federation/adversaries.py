@@ -49,7 +49,8 @@ def main_adversary(plan: Plan) -> str:
     if plan.privacy.mechanism == "local-skellam":
         return "everybody but the agent itself"
     if plan.privacy.mechanism == "central-discrete-gaussian" and not plan.protection.homomorphic:
-        return "all agents and the public, coordinator adding noise honestly"
+        keeping = "" if plan.privacy.correlation_bands is None else " and keeping past sums secret"
+        return f"all agents and the public, coordinator adding noise honestly{keeping}"
     if plan.protection.kind == "none":
         return "public"
     coordinator = f"coordinator+{plan.privacy.max_colluding}"
@@ -75,7 +76,9 @@ def _of_one_share(plan: Plan) -> tuple[Adversary, ...]:
     if plan.privacy.mechanism == "local-skellam":
         return (main, public)
     if not plan.protection.homomorphic:
-        return (main, Adversary("coordinator", "no"), public)
+        thief = Adversary("who seizes the coordinator's memory", "no")
+        seized = () if plan.privacy.correlation_bands is None else (thief,)
+        return (main, Adversary("coordinator", "no"), *seized, public)
     careless = [Adversary("coordinator that does not", "no")] if len(_duties(plan)) > 1 else []
     return (main, *careless, Adversary("key authority", "no"), public)
 

@@ -6,7 +6,8 @@ mask is removed before the ledger has accepted the survivors. A coordinator sees
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +15,29 @@ from numpy.typing import NDArray
 from privfedrl.errors import ConfigurationError, LocalProtocolError
 from privfedrl.federation.backends import Backend, Opening, RoundServer, Standing
 from privfedrl.federation.broadcast import model_digest, pack_broadcast
-from privfedrl.federation.central_noise import with_central_noise
-from privfedrl.federation.setup import RoundSetup, round_setup
-from privfedrl.federation.strategies import (
-    OptimizerState,
-    ReleasedMean,
-    initial_state,
-    released_mean,
-    server_step,
+from privfedrl.federation.central_noise import about_the_release
+from privfedrl.federation.releases import (
+    FederationState,
+    OpenRound,
+    RoundResult,
+    SignedRecord,
+    advance,
+    initial_federation_state,
+    next_attempt,
+    published,
+    recovered,
+    release_round,
+    reserve_round,
+    settle_round,
+    with_clip,
 )
+from privfedrl.federation.setup import RoundSetup, round_setup
+from privfedrl.federation.sum_memory import SumMemory, check_memory
 from privfedrl.parties import Identity, Outgoing, Registry
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy, system_clock, system_entropy
 from privfedrl.privacy import Ledger
+from privfedrl.secagg import RoundRecord
 
 __all__ = [
     "Coordinator",
@@ -42,59 +53,7 @@ __all__ = [
 ]
 
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FederationState:
-    """Everything a coordinator needs to open the next round; a value that can be saved.
-
-    Attributes:
-        task_id: random identity of the run, 32 bytes.
-        round: completed rounds = index of the next one.
-        parameters: float64 [d], the released policy.
-        optimizer: of the server.
-        transcript: digest of the last round's transcript, 32 bytes; zeros before the first.
-        clip: the current clip norm, where it adapts; None = the plan's.
-    """
-
-    task_id: bytes
-    round: int
-    parameters: Vector
-    optimizer: OptimizerState
-    transcript: bytes
-    clip: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RoundResult:
-    """What a completed round released, and to whom it is owed.
-
-    Attributes:
-        round: its index, from 0.
-        attempt: how many tries of this round came before.
-        parameters: float64 [d], the new policy.
-        survivors: names of the agents in the sum; public.
-        released: the decoded, noised mean.
-        transcript: the signed record, bytes; without protection one that says so.
-    """
-
-    round: int
-    attempt: int
-    parameters: Vector
-    survivors: tuple[str, ...]
-    released: ReleasedMean
-    transcript: bytes
-
-
-def initial_federation_state(task_id: bytes, parameters: Vector) -> FederationState:
-    """State before the first round."""
-    return FederationState(
-        task_id=task_id,
-        round=0,
-        parameters=parameters,
-        optimizer=initial_state(parameters.shape[0]),
-        transcript=bytes(32),
-    )
+RingVector = NDArray[np.unsignedinteger]
 
 
 class Coordinator:
@@ -110,6 +69,12 @@ class Coordinator:
         state: where to go on from; a fresh run starts with :func:`initial_federation_state`.
         entropy: source of the public rotation seeds.
         clock: seconds since 1970-01-01 UTC; read once when a round is opened.
+        history: where past sums are kept, secret and durable; required exactly where the plan has
+            privacy.correlation_bands. If the last process died between a release and the saving of
+            its state, the constructor finishes that round: ``state`` is then the one after it, and
+            :meth:`result` gives what was released.
+    Raises:
+        LedgerIntegrity, StorageError: the history is older than state or ledger, or damaged.
     """
 
     def __init__(
@@ -122,9 +87,12 @@ class Coordinator:
         state: FederationState,
         entropy: Entropy = system_entropy,
         clock: Clock = system_clock,
+        history: SumMemory | None = None,
     ) -> None:
         self._plan = plan
         self._setup = round_setup(plan)
+        check_memory(self._setup, history)
+        self._memory = history
         expected = self._setup.policy.num_parameters
         if state.parameters.shape != (expected,):
             raise ConfigurationError(
@@ -140,8 +108,11 @@ class Coordinator:
         self._clock = clock
         self._state = with_clip(self._setup, state)
         self._server: RoundServer | None = None
-        self._opening: _Opening | None = None
+        self._opening: OpenRound | None = None
         self._result: RoundResult | None = None
+        found = recovered(self._setup, history, ledger, self._state)
+        if found is not None:
+            self._state, self._result = found
 
     @property
     def state(self) -> FederationState:
@@ -156,7 +127,9 @@ class Coordinator:
     @property
     def attempt(self) -> int:
         """Which try of its round was opened last, from 0."""
-        return 0 if self._opening is None else self._opening.attempt
+        if self._opening is not None:
+            return self._opening.attempt
+        return 0 if self._result is None else self._result.attempt
 
     @property
     def finished(self) -> bool:
@@ -221,28 +194,26 @@ class Coordinator:
             if opening is None or not server.finished:
                 raise LocalProtocolError("result: the round is still open")
             total = server.result()
-            vector = self._noised(total.vector)
-            transcript = self._backend.sign(
-                total.record,
-                identity=self._identity,
-                ledger_head=bytes.fromhex(self._ledger.head),
-            )
-            self._state, self._result = advance(
+            self._state, self._result = release_round(
                 self._setup,
                 self._state,
                 opening,
-                vector,
+                total.vector,
                 total.survivors,
-                transcript=transcript.to_bytes(),
-                transcript_digest=transcript.digest,
+                entropy=self._entropy,
+                sign=lambda released: self._signed(total.record, released),
+                ledger=self._ledger,
+                memory=self._memory,
             )
         return self._result
 
-    def _noised(self, vector: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        """The sum with central noise, where the coordinator is the one to add it."""
-        if self._plan.protection.homomorphic:
-            return vector
-        return with_central_noise(self._setup, vector, self._entropy)
+    def _signed(self, record: Any, released: RingVector) -> SignedRecord:
+        if isinstance(record, RoundRecord) and not self._plan.privacy.distributed:
+            record = about_the_release(record, released)
+        signed: SignedRecord = self._backend.sign(
+            record, identity=self._identity, ledger_head=bytes.fromhex(self._ledger.head)
+        )
+        return signed
 
     def _running(self) -> RoundServer:
         if self._server is None:
@@ -255,7 +226,7 @@ class Coordinator:
         data = pack_broadcast(invitation.data, published(self._state))
         return Outgoing(recipient=invitation.recipient, data=data)
 
-    def _settle(self, opening: _Opening, survivors: int) -> bytes:
+    def _settle(self, opening: OpenRound, survivors: int) -> bytes:
         settle_round(self._setup, self._ledger, opening, survivors)
         return bytes.fromhex(self._ledger.head)
 
@@ -269,97 +240,9 @@ class Coordinator:
         return self._setup.backend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opening:
-    reservation: int
-    attempt: int
-    seed: bytes
-
-
-def next_attempt(setup: RoundSetup, ledger: Ledger, state: FederationState) -> int:
-    """How often the state's round has been reserved so far."""
-    return len(ledger.reservations(plan_digest=setup.plan.digest, prefix=_prefix(state)))
-
-
-def _prefix(state: FederationState) -> str:
-    return f"{state.task_id.hex()}/{state.round}/"
-
-
-def reserve_round(
-    setup: RoundSetup, ledger: Ledger, state: FederationState, entropy: Entropy
-) -> _Opening:
-    """Charge the costliest outcome of the next attempt, durably, before anybody is asked."""
-    attempt = next_attempt(setup, ledger, state)
-    release_id = f"{_prefix(state)}{attempt}"
-    reservation = ledger.reserve(setup.charge(release_id, group=release_id))
-    return _Opening(reservation=reservation, attempt=attempt, seed=entropy(32))
-
-
-def settle_round(setup: RoundSetup, ledger: Ledger, opening: _Opening, survivors: int) -> None:
-    """Replace the reserved worst case by the shares of the survivors less the colluders."""
-    ledger.settle(opening.reservation, setup.settled(survivors), note=f"survivors={survivors}")
-
-
-def advance(
-    setup: RoundSetup,
-    state: FederationState,
-    opening: _Opening,
-    ring_sum: NDArray[np.unsignedinteger],
-    survivors: tuple[str, ...],
-    *,
-    transcript: bytes,
-    transcript_digest: bytes,
-) -> tuple[FederationState, RoundResult]:
-    """Post-process an opened sum into the next state. Pure."""
-    released = released_mean(
-        setup, ring_sum, survivors=len(survivors), seed=opening.seed, clip=state.clip
-    )
-    parameters, optimizer = server_step(
-        setup.plan.federation,
-        state.parameters,
-        state.optimizer,
-        released.direction,
-        noise_variance=released.noise_variance,
-    )
-    following = FederationState(
-        task_id=state.task_id,
-        round=state.round + 1,
-        parameters=parameters,
-        optimizer=optimizer,
-        transcript=transcript_digest,
-        clip=released.next_clip,
-    )
-    result = RoundResult(
-        round=state.round,
-        attempt=opening.attempt,
-        parameters=parameters,
-        survivors=survivors,
-        released=released,
-        transcript=transcript,
-    )
-    return following, result
-
-
 def _with_parameters(state: FederationState, parameters: Vector) -> FederationState:
     if parameters.shape != state.parameters.shape or not np.isfinite(parameters).all():
         raise ConfigurationError(
             f"parameters must be finite with shape {state.parameters.shape}, got {parameters.shape}"
         )
     return replace(state, parameters=parameters.astype(np.float64))
-
-
-def with_clip(setup: RoundSetup, state: FederationState) -> FederationState:
-    """A fresh run under an adaptive clip starts with the plan's."""
-    adapts = setup.plan.privacy.adaptive_clip is not None
-    if adapts and state.clip is None:
-        return replace(state, clip=setup.plan.privacy.clip_norm)
-    if not adapts and state.clip is not None:
-        raise ConfigurationError(
-            f"clip must be None, the plan's clip does not adapt, got {state.clip!r}"
-        )
-    return state
-
-
-def published(state: FederationState) -> Vector:
-    """What agents are told and sign for: float64 [d], and the current clip where it adapts."""
-    return state.parameters if state.clip is None else np.append(state.parameters, state.clip)

@@ -18,6 +18,7 @@ from privfedrl.errors import PrivacyError
 from privfedrl.federation.adversaries import Adversary, adversaries
 from privfedrl.federation.backends import Homomorphic
 from privfedrl.federation.bounds import bounded_curve, bounded_epsilon, plan_cost
+from privfedrl.federation.mechanism_texts import NO_NOISE, bound_text, mechanism_text
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.he import HEParameters
 from privfedrl.plan import Plan
@@ -56,32 +57,8 @@ from privfedrl.privacy.statement_fields import (
 __all__ = ["environment_hash", "run_statement"]
 
 _VALID_DAYS = 365
-# name, where noise is added, what carries the claim
-_MECHANISM_TEXT = {
-    "skellam": (
-        "distributed Skellam",
-        "a share at every agent, before its vector is protected",
-        "sized so that {floor} honest survivors carry the claim",
-    ),
-    "discrete-gaussian": (
-        "distributed discrete Gaussian",
-        "a share at every agent, before its vector is protected",
-        "sized so that {floor} honest survivors carry the claim",
-    ),
-    "central-discrete-gaussian": (
-        "central discrete Gaussian",
-        "one share on the sum, by {centre}, which sees the sum without it",
-        "one, whoever survives",
-    ),
-    "local-skellam": (
-        "local DP-SGD with Skellam noise",
-        "a whole share in every local step of every agent",
-        "one in each step, whoever survives or colludes",
-    ),
-}
 _NOT_COUNTED = "not applicable: how many persons the agents have is known to them alone"
 _COMPARISON = "delta should be below one over the number of persons"
-_NONE = "not applicable: this run adds no noise and promises nothing"
 
 
 # confidentiality of single updates; by who re-adds what the aggregator says is the sum
@@ -121,7 +98,7 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
         ),
         unit=_unit(setup),
         adjacency=AdjacencyField(relation=Adjacency.ADD_REMOVE.value, population_is_public=True),
-        epsilon=EpsilonField(claims=_claims(setup, ledger) if setup.mechanism else _NONE),
+        epsilon=EpsilonField(claims=_claims(setup, ledger) if setup.mechanism else NO_NOISE),
         delta_context=DeltaContextField(
             population=_NOT_COUNTED if plan.unit is Unit.PERSON else population,
             comparison=_COMPARISON
@@ -250,10 +227,10 @@ def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]])
         adversary=adversary,
         epsilon=epsilon,
         delta=plan.privacy.delta,
-        bound=spent.bound,
+        bound=bound_text(setup, spent.bound),
         replace_one=bounded_epsilon(setup, events, adjacency=Adjacency.REPLACE_ONE),
         regime="committed",
-        curve_kind=f"{spent.bound} of {_MECHANISM_TEXT[plan.privacy.mechanism][0]}",
+        curve_kind=f"{bound_text(setup, spent.bound)} of {mechanism_text(setup)[0]}",
         curve=bounded_curve(setup, events),
     )
 
@@ -261,9 +238,12 @@ def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]])
 def _unit(setup: RoundSetup) -> UnitField:
     plan = setup.plan
     if plan.unit is Unit.TRAJECTORY:
+        releases = "one release"
+        if setup.correlated is not None:
+            releases = f"the sum of one round and so in {setup.correlated.bands} releases"
         return UnitField(
             unit="trajectory",
-            max_contributions="one trajectory per unit in the whole run, in one release",
+            max_contributions=f"one trajectory per unit in the whole run, in {releases}",
             enforced_by="each agent's ledger refuses a second reservation of the same batch; "
             "LocalTrainer refuses a used batch",
         )
@@ -286,15 +266,14 @@ def _unit(setup: RoundSetup) -> UnitField:
 def _mechanism(setup: RoundSetup) -> MechanismField:
     plan = setup.plan
     noisy = setup.mechanism is not None
-    centre = "the key authority" if plan.protection.homomorphic else "the coordinator"
-    name, location, shares = _MECHANISM_TEXT.get(plan.privacy.mechanism, ("none", _NONE, _NONE))
+    name, location, shares = mechanism_text(setup)
     return MechanismField(
         name=f"{name} on conditionally rounded integers" if noisy else name,
         noise_added=noisy,
         clip_norm=setup.total_clip,
-        noise_multiplier=setup.noise_multiplier if noisy else _NONE,
-        noise_location=location.format(centre=centre),
-        noise_shares=shares.format(floor=plan.honest_floor),
+        noise_multiplier=setup.noise_multiplier if noisy else NO_NOISE,
+        noise_location=location,
+        noise_shares=shares,
         dropout_tolerance=f"{plan.tolerated_dropouts} of {plan.fleet.agents} agents per "
         "round; fewer survivors abort the round without a sum",
     )
@@ -307,6 +286,12 @@ def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantFi
     cap = ""
     if plan.unit is Unit.PERSON:
         cap = f", of which one person takes part in at most {plan.releases_per_unit}"
+    if setup.correlated is not None:
+        cap = (
+            f"; not in parallel, since sums are mixed over {setup.correlated.bands} rounds: each "
+            "trajectory is charged one event, in its own round, whose sensitivity is that of all "
+            "the releases that it is in, and the costliest event is quoted"
+        )
     return AccountantField(
         name="privfedrl.privacy.accountant: the least valid bound, which each claim names",
         version=version,
@@ -350,8 +335,21 @@ def _trust(setup: RoundSetup) -> tuple[PartyView, ...]:
     elif plan.protection.kind == "none":
         coordinator = PartyView(
             party="coordinator",
-            sees="every agent's noised vector in the clear" if setup.mechanism else "every vector",
+            sees="every agent's noised vector in the clear"
+            if setup.mechanism and plan.privacy.mechanism != "central-discrete-gaussian"
+            else "every vector",
             trusted_for="everything: this is a control run inside one process",
+        )
+    elif plan.privacy.mechanism == "central-discrete-gaussian":
+        bands = setup.correlated
+        kept = "" if bands is None else f" and the last {bands.bands - 1} sums, which it keeps"
+        coordinator = PartyView(
+            party="coordinator",
+            sees=f"one sum per round without noise{kept}, over at least {plan.threshold} "
+            "survivors, their names, message sizes and times",
+            trusted_for="adding noise"
+            + ("" if bands is None else ", keeping past sums secret and never mixing one twice")
+            + ", not publishing a sum without it; it may deviate from the protocol of summing",
         )
     else:
         coordinator = PartyView(
@@ -516,6 +514,13 @@ def _caveats(setup: RoundSetup, ledger: Ledger, today: datetime.date) -> Caveats
         )
     if setup.mechanism is None:
         items.append("Control run: nothing is promised.")
+    if setup.correlated is not None:
+        items.append(
+            "Noise is correlated over rounds: a round by itself carries more of it, and there is "
+            f"no forward secrecy: whoever seizes the coordinator's memory learns the last "
+            f"{setup.correlated.bands - 1} sums without noise. A memory replaced by an older copy "
+            "is found out by round numbers, not where state and ledger are replaced with it."
+        )
     if _other_plans(setup, ledger) and setup.plan.unit is not Unit.TRAJECTORY:
         items.append(
             "Several plans charged this ledger: the claims state its lifetime budget, not what was "

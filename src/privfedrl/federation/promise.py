@@ -54,6 +54,7 @@ class Promise:
         lane_bits: bits of a coordinate where several share a word, or None.
         narrowest_lane_bits: what lane_bits could be at least; above 32 lanes do not fit.
         vector_length: words on the wire.
+        correlation_bands: rounds over which noise cancels, or None.
     """
 
     plan_name: str
@@ -77,6 +78,7 @@ class Promise:
     vector_length: int
     num_parameters: int
     episodes_per_agent: int
+    correlation_bands: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -89,6 +91,8 @@ class Promise:
             "central-discrete-gaussian": "one share on the sum",
             "local-skellam": "every local step of every agent",
         }.get(self.mechanism, "the honest floor alone")
+        if self.correlation_bands is not None:
+            carrier = f"one share on a mixture of the last {self.correlation_bands} sums"
         return (
             f"{self.mechanism}, noise multiplier {self.noise_multiplier:.3f} carried by {carrier}"
         )
@@ -162,6 +166,7 @@ def promise(plan: Plan) -> Promise:
         episodes_per_agent=plan.federation.rounds
         * plan.fleet.trajectories
         * plan.training.local_steps,
+        correlation_bands=plan.privacy.correlation_bands,
     )
 
 

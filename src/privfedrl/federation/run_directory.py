@@ -6,6 +6,7 @@ share a directory. The ledger is written before anything here and is never rolle
 can cost one more reserved round and never hide one.
 
     run.json  plan.toml  registry.json  keys/  ledger.db  agents/NAME/{ledger,journal}.db
+    past_sums.bin (secret, with correlated noise only)
     checkpoint.bin  metrics.jsonl  oracle_simulation_only.jsonl  transcript/  policy.safetensors
     statement.json  report.html  *.png
 """
@@ -58,6 +59,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     second: bytes
     transcript: bytes
     clip: float | None
+    past: tuple[bytes, ...] = ()
     sums: dict[str, float]
     anchors: dict[str, str]
     rows: dict[str, bytes]
@@ -73,6 +75,11 @@ class RunDirectory:
     def ledger(self) -> Path:
         """The coordinator's ledger."""
         return self.path / "ledger.db"
+
+    @property
+    def past_sums(self) -> Path:
+        """Exact sums that the coordinator keeps for correlated noise; secret, mode 0600."""
+        return self.path / "past_sums.bin"
 
     @property
     def registry(self) -> Path:
@@ -165,6 +172,7 @@ class RunDirectory:
                 second=_pack(state.optimizer.second),
                 transcript=state.transcript,
                 clip=state.clip,
+                past=tuple(_pack(decoded) for decoded in state.past),
                 sums=dict(sums),
                 anchors=dict(anchors),
                 rows={name: _digest(self._lines(name)[: state.round]) for name in _ROWS},
@@ -190,6 +198,7 @@ class RunDirectory:
             ),
             transcript=saved.transcript,
             clip=saved.clip,
+            past=tuple(_unpack(decoded) for decoded in saved.past),
         )
         return state, saved.sums
 

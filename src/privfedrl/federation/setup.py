@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from privfedrl.encoding import FixedPoint, rounding_bound
 from privfedrl.errors import ConfigurationError, PrivacyError
@@ -34,6 +34,8 @@ from privfedrl.privacy import (
     Unit,
     least_noise,
 )
+from privfedrl.privacy.correlated import CorrelatedNoise
+from privfedrl.privacy.mechanisms import CorrelatedDiscreteGaussian
 from privfedrl.rollout import MlpPolicy
 from privfedrl.secagg import SecAggParameters
 
@@ -57,7 +59,8 @@ class RoundSetup:
         dimension: coordinates of a contribution before padding (parameters and released metrics).
         total_clip: L2 norm that bounds one unit's whole row, metrics included.
         sensitivity: how far one unit can move the integers that noise is added to.
-        codec: clipped rows to ring vectors and back.
+        codec: clipped rows to ring vectors and back; where noise is correlated over rounds, its
+            headroom is that of the mixture of their sums.
         step_codec: the same for one local step, where each step has noise of its own; else None.
         mechanism: the noise, or None in a control run without.
         backend: how the sum is formed; None where the plan has no protection.
@@ -74,6 +77,12 @@ class RoundSetup:
     mechanism: Mechanism | None
     backend: Backend | None
     adversary: str
+
+    @property
+    def correlated(self) -> CorrelatedNoise | None:
+        """How noise of different rounds cancels; None where every round's is fresh."""
+        mechanism = self.mechanism
+        return mechanism.noise if isinstance(mechanism, CorrelatedDiscreteGaussian) else None
 
     def event(self, shares: int) -> DpEvent:
         """One round's release when ``shares`` noise shares in it are unknown to the adversary."""
@@ -145,30 +154,57 @@ class RoundSetup:
 
     @property
     def share_std(self) -> float:
-        """Standard deviation of one noise share in real units, per coordinate."""
+        """Standard deviation of one noise share in real units, per coordinate.
+
+        Of a mixture's share: what it adds to the sum of its own round.
+        """
         if self.mechanism is None:
             return 0.0
-        resolution = self.plan.encoding.resolution
-        return math.sqrt(self.mechanism.share_variance) * self.total_clip / resolution
+        step = self.total_clip / self.plan.encoding.resolution
+        if self.correlated is not None:
+            step /= self.correlated.scale
+        return math.sqrt(self.mechanism.share_variance) * step
 
     @property
     def noise_multiplier(self) -> float:
-        """sigma / clip of the noise that the promise rests on."""
-        return self.share_std * math.sqrt(self.plan.noise_floor) / self.total_clip
+        """sigma / clip of the noise that the promise rests on.
+
+        Of correlated noise: over what one unit can change in all releases together.
+        """
+        sigma = self.share_std * math.sqrt(self.plan.noise_floor) / self.total_clip
+        if self.correlated is None:
+            return sigma
+        return sigma * self.correlated.scale / math.hypot(*self.correlated.coefficients)
 
     @property
     def rows_per_agent(self) -> int:
         """Rows in one agent's vector: its units, or the one model delta that it sends."""
         return 1 if self.step_codec is not None else self.plan.units_per_agent
 
-    def released_std(self, survivors: int) -> float:
-        """Standard deviation of the noise in a released mean, per coordinate, before the clip."""
+    def released_std(self, survivors: int, round_index: int | None = None) -> float:
+        """Standard deviation of the noise in a released mean, per coordinate, before the clip.
+
+        Args:
+            round_index: matters to correlated noise, which widens with it; None = the last round.
+        """
         if self.step_codec is not None:
             # steps add up; that a step changes the gradient of the next is left out
             steps, each = self.plan.training.local_steps, self.share_std / self.plan.units_per_agent
             return self.plan.training.local_learning_rate * each * math.sqrt(steps / survivors)
         shares = survivors if self.plan.privacy.distributed else 1
-        return self.share_std * math.sqrt(shares) / (survivors * self.rows_per_agent)
+        std = self.share_std * math.sqrt(shares) / (survivors * self.rows_per_agent)
+        return std * self._widening(round_index)
+
+    def _widening(self, round_index: int | None) -> float:
+        """Standard deviation of a decoded round over that of its own share."""
+        if self.correlated is None:
+            return 1.0
+        rounds = self.plan.federation.rounds
+        # one table for the run; what lies beyond its end no longer matters
+        weights = self.correlated.decoder_weights(rounds)[
+            : rounds if round_index is None else round_index + 1
+        ]
+        return self.correlated.scale * math.sqrt(float(weights @ weights))
 
 
 def round_setup(plan: Plan) -> RoundSetup:
@@ -198,18 +234,31 @@ def _cached(plan: Plan) -> RoundSetup:
     )
     bound = IntegerSensitivity(l2_squared=l2_squared, l1=l1, unit=plan.unit)
     mechanism = _mechanism(plan, bound, padded)
+    mixture = 1
+    if isinstance(mechanism, CorrelatedDiscreteGaussian):
+        mixture = sum(mechanism.noise.coefficients)
     share = 0 if mechanism is None else mechanism.share_variance
     local = plan.privacy.mechanism == "local-skellam"
-    noised = FixedPoint(
-        ring_bits=64 if local else plan.encoding.ring_bits,
-        dimension=dimension,
-        resolution=plan.encoding.resolution,
-        clip_norm=total_clip,
-        max_units=plan.units_per_agent if local else plan.public_denominator,
-        noise_variance=share * (plan.fleet.agents if plan.privacy.distributed else 1),
-        lane_bits=None if local else plan.encoding.lane_bits,
-        headroom_rule="worst-case" if local else plan.encoding.headroom,
-    )
+    try:
+        noised = FixedPoint(
+            ring_bits=64 if local else plan.encoding.ring_bits,
+            dimension=dimension,
+            resolution=plan.encoding.resolution,
+            clip_norm=total_clip,
+            # a mixture reaches what so many times the units would
+            max_units=mixture * (plan.units_per_agent if local else plan.public_denominator),
+            noise_variance=share * (plan.fleet.agents if plan.privacy.distributed else 1),
+            lane_bits=None if local else plan.encoding.lane_bits,
+            headroom_rule="worst-case" if local else plan.encoding.headroom,
+        )
+    except ConfigurationError as error:
+        if mixture == 1:
+            raise
+        raise ConfigurationError(
+            f"privacy.correlation_bands = {plan.privacy.correlation_bands} mixes sums with "
+            f"coefficients that add up to {mixture}, as if there were so many times the units: "
+            f"{error}; use a coarser encoding.resolution, encoding.ring_bits = 64, or fewer bands"
+        ) from error
     if noised.sensitivity(plan.unit) != bound or noised.padded != padded:
         raise AssertionError("unreachable: codec and noise must rest on the same bound")
     codec = _delta_codec(plan, noised) if local else noised
@@ -255,9 +304,14 @@ def _delta_codec(plan: Plan, step: FixedPoint) -> FixedPoint:
 def _mechanism(plan: Plan, bound: IntegerSensitivity, padded: int) -> Mechanism | None:
     if plan.privacy.mechanism == "none":
         return None
-    kind = MECHANISMS[plan.privacy.mechanism]
+    kind, more = MECHANISMS[plan.privacy.mechanism], dict[str, Any]()
+    if plan.privacy.correlation_bands is not None:
+        kind = CorrelatedDiscreteGaussian
+        more["noise"] = CorrelatedNoise(bands=plan.privacy.correlation_bands)
     return least_noise(
-        lambda variance: kind(sensitivity=bound, share_variance=variance, num_coordinates=padded),
+        lambda variance: kind(
+            sensitivity=bound, share_variance=variance, num_coordinates=padded, **more
+        ),
         Target(epsilon=plan.privacy.epsilon, delta=plan.privacy.delta),
         min_honest=plan.noise_floor,
         participations=plan.releases_per_unit,

@@ -20,13 +20,11 @@ from privfedrl.envs import heterogeneous, nominal
 from privfedrl.errors import EnvironmentFault, RoundAborted
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.broadcast import model_digest
-from privfedrl.federation.central_noise import with_central_noise
 from privfedrl.federation.contribution import contribute, local_trainer, published_model
 from privfedrl.federation.coordinator import (
     Coordinator,
     FederationState,
     RoundResult,
-    advance,
     initial_federation_state,
     next_attempt,
     published,
@@ -38,6 +36,7 @@ from privfedrl.federation.fleet_experience import FleetExperience, generator
 from privfedrl.federation.guarantee import run_statement
 from privfedrl.federation.participants import AUDITOR, COORDINATOR, KEY_AUTHORITY, Participants
 from privfedrl.federation.persons import admission
+from privfedrl.federation.releases import recovered, release_round
 from privfedrl.federation.run_directory import (
     METRICS,
     ORACLE,
@@ -54,6 +53,7 @@ from privfedrl.federation.simulated_round import (
     dropout_schedule,
     run_round,
 )
+from privfedrl.federation.sum_memory import SumFile
 from privfedrl.federation.summary import RunSummary, released_row, summarise
 from privfedrl.federation.trustee import SumAuditor, Trustee
 from privfedrl.plan import Plan
@@ -165,6 +165,8 @@ class Simulation:
         else:
             self.state, self.sums = saved
         self.state = with_clip(self.setup, self.state)
+        mixes = self.setup.correlated is not None
+        self.memory = SumFile(directory.past_sums) if mixes else None
         directory.cut()
         protected = plan.protection.kind != "none"
         self.run_one = self._protected if protected else self._clear
@@ -178,7 +180,7 @@ class Simulation:
         """Rounds from the state until the plan's last one."""
         while self.state.round < self.plan.federation.rounds:
             clock = StageClock()
-            attempted = self._attempts(clock)
+            attempted = self._released_before(clock) or self._attempts(clock)
             greedy = self._evaluate(attempted.state, clock)
             progress(self._record(attempted, greedy, clock))
 
@@ -276,6 +278,18 @@ class Simulation:
                 continue
             return Attempted(state=state, result=result, traffic=traffic, failures=failures)
 
+    def _released_before(self, clock: StageClock) -> Attempted | None:
+        """The round that the last process released without a checkpoint, from the adder's memory.
+
+        Its bytes and failed attempts were not kept; oracle figures are worked out once more.
+        """
+        found = recovered(self.setup, self.memory, self.participants.ledger, self.state)
+        if found is None:
+            return None
+        state, result = found
+        self._collect(result.attempt, self._dropouts(result.attempt), clock)
+        return Attempted(state=state, result=result, traffic=Traffic(), failures=[])
+
     def _protected(self, clock: StageClock) -> tuple[FederationState, RoundResult, Traffic]:
         coordinator = Coordinator(
             self.plan,
@@ -284,6 +298,7 @@ class Simulation:
             ledger=self.participants.ledger,
             state=self.state,
             entropy=self._entropy_of("coordinator"),
+            history=self.memory,
         )
         for name, source in self.replays.items():
             source.stream = self._entropy_of(name)
@@ -342,20 +357,16 @@ class Simulation:
         self._refuse_if_all_failed(faults)
         with clock.stage("secure aggregation"):
             settle_round(self.setup, ledger, opening, len(vectors))
-            total = with_central_noise(
-                self.setup,
-                ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits),
-                entropy,
-            )
-            transcript = self._ideal_transcript(opening.attempt, vectors, total)
-            state, result = advance(
+            state, result = release_round(
                 self.setup,
                 self.state,
                 opening,
-                total,
+                ideal_sum(vectors, vectors, ring_bits=self.plan.encoding.ring_bits),
                 tuple(sorted(vectors)),
-                transcript=transcript.to_bytes(),
-                transcript_digest=transcript.digest,
+                entropy=entropy,
+                sign=lambda released: self._ideal_transcript(opening.attempt, vectors, released),
+                ledger=ledger,
+                memory=self.memory,
             )
         size = self.setup.codec.words * self.plan.encoding.ring_bits // 8
         return state, result, Traffic(up=dict.fromkeys(vectors, size))

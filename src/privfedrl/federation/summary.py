@@ -7,6 +7,7 @@ that says so; nothing is computed from anything else.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def released_row(
     epsilon: float,
 ) -> dict[str, Any]:
     """One line of ``metrics.jsonl``: what a deployment would know about a round."""
+    widens = plan.privacy.correlation_bands is not None  # elsewhere it follows from the survivors
+    noise = {"released_noise_std": math.sqrt(result.released.noise_variance)} if widens else {}
     return {
         "round": result.round,
         "attempt": result.attempt,
@@ -74,6 +77,7 @@ def released_row(
         "bytes_up_max": max(traffic.up.values(), default=0),
         "bytes_down_max": max(traffic.down.values(), default=0),
         "policy_sha256": hashlib.sha256(parameter_bytes(result.parameters)).hexdigest(),
+        **noise,
     }
 
 

@@ -7,6 +7,7 @@ gradients under both; FedAvg's single local step multiplies their mean by the pu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from privfedrl.errors import ConfigurationError
 from privfedrl.federation.metrics import clip_quantile, return_release
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.privacy import Unit
+from privfedrl.privacy.correlated import decode
 
 __all__ = ["ReleasedMean", "released_mean"]
 
@@ -27,10 +29,11 @@ class ReleasedMean:
     Attributes:
         direction: float64 [d], noised mean of the clipped rows (gradient or model delta).
         mean_return: noised mean of the returns clipped to the plan's range, or None.
-        noise_variance: per coordinate of ``direction``.
+        noise_variance: per coordinate of ``direction``, in this round by itself.
         mean_return_std: standard deviation of the noise in ``mean_return``, or None.
         return_spread: standard deviation of the returns over units, from noised moments, or None.
         next_clip: clip norm of the next round, or None where it does not adapt.
+        total: float64 [dimension], the decoded sum that all of this is computed from.
     """
 
     direction: NDArray[np.float64]
@@ -39,6 +42,7 @@ class ReleasedMean:
     mean_return_std: float | None
     return_spread: float | None
     next_clip: float | None
+    total: NDArray[np.float64]
 
 
 def released_mean(
@@ -48,20 +52,27 @@ def released_mean(
     survivors: int,
     seed: bytes,
     clip: float | None = None,
+    round_index: int = 0,
+    past: Sequence[NDArray[np.float64]] = (),
 ) -> ReleasedMean:
-    """Decode an opened sum.
+    """Decode an opened sum, or a mixture of sums where noise is correlated over rounds.
 
     Args:
         ring_sum: uint32 or uint64 [words], sum of the survivors' vectors.
         survivors: how many vectors it holds; public.
         seed: the round's public rotation seed, 32 bytes.
         clip: the round's clip norm, where it adapts.
+        round_index: matters to correlated noise only, which widens with it.
+        past: ``total`` of the last rounds, newest first; for correlated noise only.
     """
     if survivors < 1:
         raise ConfigurationError(f"survivors must be >= 1, got {survivors}")
     plan, count = setup.plan, survivors * setup.rows_per_agent
-    mean = setup.codec.decode_sum(ring_sum, rotation_seed=seed) / count
-    std = setup.released_std(survivors)
+    total = setup.codec.decode_sum(ring_sum, rotation_seed=seed)
+    if setup.correlated is not None:
+        total = decode(setup.correlated, total, past)
+    mean = total / count
+    std = setup.released_std(survivors, round_index)
     scale = _local_step(setup)
     if clip is not None:
         scale *= clip / plan.privacy.clip_norm  # rows were scaled to the plan's clip
@@ -77,6 +88,7 @@ def released_mean(
         mean_return_std=None,
         return_spread=None,
         next_clip=None,
+        total=total,
     )
     norm = plan.privacy.clip_norm
     if release is not None and returns is not None:
