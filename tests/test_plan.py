@@ -127,7 +127,7 @@ PRINTABLE = st.text(max_size=20).filter(str.isprintable)
     hidden=st.lists(st.integers(1, 65_536), max_size=4).map(tuple),
     release=st.none()
     | st.builds(
-        MeanReturnRelease, low=st.floats(-1e9, -1.0), high=st.floats(0.0, 1e9), weight=_finite(0, 9)
+        MeanReturnRelease, low=st.floats(-1e9, -1.0), high=st.floats(0.0, 1e9), weight=st.floats(1e-6, 9.0)
     ),
 )
 def test_every_valid_plan_survives_being_written_and_read(
@@ -287,9 +287,9 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         "is not offered with mechanism 'local-skellam'",
     ),
     ("privacy", {"adaptive_clip": AdaptiveClip(low=2.0, high=3.0)}, "low <= privacy.clip_norm"),
-    ("privacy", {"adaptive_clip": AdaptiveClip(low=0.0, high=3.0)}, "needs 0 < low"),
-    ("privacy", {"adaptive_clip": AdaptiveClip(low=NAN, high=3.0)}, "needs 0 < low"),
-    ("privacy", {"adaptive_clip": AdaptiveClip(low=0.5, high=INF)}, "needs 0 < low"),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=0.0, high=3.0)}, "needs 1e-12 <= low"),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=NAN, high=3.0)}, "needs 1e-12 <= low"),
+    ("privacy", {"adaptive_clip": AdaptiveClip(low=0.5, high=INF)}, "needs 1e-12 <= low"),
     (
         "privacy",
         {"adaptive_clip": AdaptiveClip(low=0.5, high=2.0, quantile=1.0)},
@@ -310,6 +310,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         {"unit": "agent", "adaptive_clip": AdaptiveClip(low=0.5, high=2.0)},
         "adaptive_clip needs unit 'trajectory' or 'person'",
     ),
+    ("privacy", {"clip_norm": 1e-300}, "privacy.clip_norm"),
+    ("privacy", {"mean_return": MeanReturnRelease(low=-1e300, high=1.0)}, "at most 1e100"),
     ("simulation", {"persons_per_agent": 3}, "persons_per_agent is for unit 'person'"),
     ("privacy", {"unit": "agent"}, "use federation.strategy = 'fedavg'"),
     ("training", {"local_steps": 2}, "later local iterates depend on earlier trajectories"),
@@ -701,6 +703,13 @@ def test_checking_a_plan_loads_neither_torch_nor_gymnasium() -> None:
 
 
 # --- homomorphic plans --------------------------------------------------------------------------
+
+
+def test_under_encryption_central_noise_needs_room_for_every_input() -> None:
+    central = {"mechanism": "central-discrete-gaussian"}
+    with pytest.raises(ConfigurationError, match="about the sum without noise"):
+        tiny(privacy=central, encoding={"headroom": "rotated"}, protection={"kind": "bfv"})
+    tiny(privacy=central, encoding={"headroom": "rotated"})
 
 
 def test_the_plan_and_the_lattices_agree_on_the_sets_and_their_largest_cohorts() -> None:

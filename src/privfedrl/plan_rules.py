@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def _privacy_rules(plan: Plan) -> list[str]:
     problems = [
         *_number("privacy.epsilon", privacy.epsilon, low=0.0, high=1_000.0, open_low=True),
         *_number("privacy.delta", privacy.delta, low=0.0, high=0.1, open_low=True),
-        *_number("privacy.clip_norm", privacy.clip_norm, low=0.0, high=1e9, open_low=True),
+        *_number("privacy.clip_norm", privacy.clip_norm, low=1e-12, high=1e9),
         *_number("privacy.max_colluding", privacy.max_colluding, low=0, high=65_520),
         *_number(
             "privacy.max_trajectories_per_unit",
@@ -182,9 +181,9 @@ def _mean_return_rules(plan: Plan) -> list[str]:
     release = plan.privacy.mean_return
     if release is None:
         return []
-    problems = _number("privacy.mean_return.weight", release.weight, low=0, high=10, open_low=True)
-    if not (math.isfinite(release.low) and math.isfinite(release.high)):
-        problems.append("privacy.mean_return.low and high must be finite")
+    problems = _number("privacy.mean_return.weight", release.weight, low=1e-6, high=10)
+    if not max(abs(release.low), abs(release.high)) <= 1e100:
+        problems.append("privacy.mean_return.low and high must be finite, at most 1e100 in size")
     elif not release.low < release.high:
         problems.append(
             f"privacy.mean_return.low must be < high, got {release.low!r} and {release.high!r}"
@@ -199,13 +198,13 @@ def _adaptive_clip_rules(plan: Plan) -> list[str]:
     path = "privacy.adaptive_clip"
     problems = [
         *_number(f"{path}.quantile", clip.quantile, low=0.001, high=0.999),
-        *_number(f"{path}.learning_rate", clip.learning_rate, low=0.0, high=10.0, open_low=True),
-        *_number(f"{path}.weight", clip.weight, low=0, high=10, open_low=True),
+        *_number(f"{path}.learning_rate", clip.learning_rate, low=1e-6, high=10.0),
+        *_number(f"{path}.weight", clip.weight, low=1e-6, high=10),
     ]
-    if not 0 < clip.low <= plan.privacy.clip_norm <= clip.high <= 1e9:
+    if not 1e-12 <= clip.low <= plan.privacy.clip_norm <= clip.high <= 1e9:
         problems.append(
-            f"{path} needs 0 < low <= privacy.clip_norm <= high <= 1e9, got low = {clip.low!r}, "
-            f"clip_norm = {plan.privacy.clip_norm!r}, high = {clip.high!r}"
+            f"{path} needs 1e-12 <= low <= privacy.clip_norm <= high <= 1e9, got low = "
+            f"{clip.low!r}, clip_norm = {plan.privacy.clip_norm!r}, high = {clip.high!r}"
         )
     return problems + _for_rows("adaptive_clip", plan)
 
@@ -295,6 +294,16 @@ def _protection_rules(plan: Plan) -> list[str]:
         *_number("protection.min_honest", protection.min_honest, low=1, high=65_520),
     ]
     problems += _homomorphic_only(plan)
+    if (
+        plan.privacy.mechanism == "central-discrete-gaussian"
+        and protection.homomorphic
+        and plan.encoding.headroom == "rotated"
+    ):
+        problems.append(
+            "encoding.headroom must be 'worst-case' for mechanism 'central-discrete-gaussian' "
+            "under encryption, got 'rotated': a sum out of range is not opened, which would tell "
+            "something about the sum without noise"
+        )
     if protection.kind == "none":
         if plan.honest_floor < 1 or plan.threshold > n:
             problems.append(

@@ -128,6 +128,20 @@ def test_the_party_that_adds_central_noise_is_shown_without_a_bound(make_plan: M
         assert who in main_adversary(plan)
 
 
+def test_central_noise_names_what_its_figure_needs(make_plan: Make) -> None:
+    bfv = make_plan(CENTRAL, protection={"kind": "bfv"})
+    assert "agents encrypting within range" in main_adversary(bfv)
+    names = {one.name: one.shares for one in adversaries(bfv)}
+    assert names["coordinator that does not"] == "no"
+    audited = make_plan(CENTRAL, protection={"kind": "bfv", "readding": "auditor"})
+    assert {one.name: one.shares for one in adversaries(audited)}[
+        "coordinator with the auditor"
+    ] == "no"
+    # more agents than that could open a single upload, which holds no noise
+    assert main_adversary(make_plan(CENTRAL)).startswith("up to 1 agents and the public")
+    assert main_adversary(make_plan(CENTRAL, protection={"kind": "none"})).startswith("all agents")
+
+
 def test_central_noise_is_as_wide_as_it_is_charged(make_plan: Make) -> None:
     """Sample variance of 200 x 64 coordinates; relative error has standard deviation 1.3 %.
 

@@ -50,7 +50,10 @@ def main_adversary(plan: Plan) -> str:
         return "everybody but the agent itself"
     if plan.privacy.mechanism == "central-discrete-gaussian" and not plan.protection.homomorphic:
         keeping = "" if plan.privacy.correlation_bands is None else " and keeping past sums secret"
-        return f"all agents and the public, coordinator adding noise honestly{keeping}"
+        # more agents could open a single upload, which holds no noise
+        agents = f"up to {plan.privacy.max_colluding}"
+        agents = "all" if plan.protection.kind == "none" else agents
+        return f"{agents} agents and the public, coordinator adding noise honestly{keeping}"
     if plan.protection.kind == "none":
         return "public"
     coordinator = f"coordinator+{plan.privacy.max_colluding}"
@@ -79,8 +82,11 @@ def _of_one_share(plan: Plan) -> tuple[Adversary, ...]:
         thief = Adversary("who seizes the coordinator's memory", "no")
         seized = () if plan.privacy.correlation_bands is None else (thief,)
         return (main, Adversary("coordinator", "no"), *seized, public)
-    careless = [Adversary("coordinator that does not", "no")] if len(_duties(plan)) > 1 else []
-    return (main, *careless, Adversary("key authority", "no"), public)
+    found = [Adversary("coordinator that does not", "no"), Adversary("key authority", "no")]
+    if plan.protection.readding == "auditor":
+        # copies of one upload, vouched for as a sum, outweigh one share of noise
+        found.append(Adversary("coordinator with the auditor", "no"))
+    return (main, *found, public)
 
 
 def _duties(plan: Plan) -> list[str]:
@@ -88,6 +94,8 @@ def _duties(plan: Plan) -> list[str]:
     duties = []
     if plan.privacy.mechanism == "central-discrete-gaussian":
         duties.append("key authority adding noise")
+        # whether a sum is in range, and so opened, is told without noise to whoever plants values
+        duties.append("agents encrypting within range")
     if plan.protection.homomorphic and plan.protection.readding == "none":
         duties.append("adding")
     if plan.protection.kind == "ckks":

@@ -121,7 +121,7 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
             deterministic=deterministic,
             secure_sampler=not deterministic,
             floating_point="no floating-point noise is released: integers of a checked norm plus "
-            "integer Skellam noise from an exact table sampler",
+            "integer noise from an exact table sampler",
         ),
         implementation=ImplementationField(
             version=f"privfedrl {version}, Python {platform.python_version()}",
@@ -383,14 +383,17 @@ def _homomorphic_trust(setup: RoundSetup) -> tuple[PartyView, tuple[PartyView, .
         trusted_for="; ".join([*duties, "availability"]),
     )
     holds_uploads = readding == "key-authority"
+    adds = plan.privacy.mechanism == "central-discrete-gaussian"
+    what = "one sum per round without noise" if adds else "one noised sum per round"
+    duty = "adding noise before anybody sees a sum; " if adds else ""
     authority = PartyView(
         party="key authority",
-        sees="one noised sum per round, and every upload, which it could decrypt one by one"
+        sees=f"{what}, and every upload, which it could decrypt one by one"
         if holds_uploads
-        else "one noised sum per round",
-        trusted_for="decrypting sums only; availability"
+        else what,
+        trusted_for=f"{duty}decrypting sums only; availability"
         if holds_uploads
-        else "not colluding with whoever holds the uploads; decrypting once; availability",
+        else f"{duty}not colluding with whoever holds the uploads; decrypting once; availability",
     )
     auditor = PartyView(
         party="auditor",
@@ -412,6 +415,22 @@ def _releases(setup: RoundSetup) -> tuple[Release, ...]:
             Release(
                 what=f"noised mean return clipped to [{release.low:g}, {release.high:g}], one more "
                 "coordinate of the same vector",
+                to_whom="everybody",
+                how_often="every round",
+            )
+        )
+        if release.spread:
+            found.append(
+                Release(
+                    what="noised mean square of the same, for a standard deviation",
+                    to_whom="everybody",
+                    how_often="every round",
+                )
+            )
+    if setup.plan.privacy.adaptive_clip is not None:
+        found.append(
+            Release(
+                what="noised, centred count of units that were not clipped, as the next clip norm",
                 to_whom="everybody",
                 how_often="every round",
             )
