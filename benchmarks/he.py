@@ -278,7 +278,7 @@ class Ours:
         summed = watch("server", "pack", lambda: pack(total, primes))
         opened = watch("client", "decrypt", lambda: decryptor.decrypt(summed, count))
         mask = np.uint32((1 << parameters.value_bits) - 1)
-        wrong = (parameters.from_slots(opened) ^ vector * np.uint32(AGENTS)) & mask
+        wrong = (parameters.from_slots(opened, AGENTS) ^ vector * np.uint32(AGENTS)) & mask
         assert not wrong.any(), "the sum is wrong"
         return {
             "client_cpu_s": watch.total("client", "slots", "encrypt"),

@@ -127,7 +127,10 @@ PRINTABLE = st.text(max_size=20).filter(str.isprintable)
     hidden=st.lists(st.integers(1, 65_536), max_size=4).map(tuple),
     release=st.none()
     | st.builds(
-        MeanReturnRelease, low=st.floats(-1e9, -1.0), high=st.floats(0.0, 1e9), weight=st.floats(1e-6, 9.0)
+        MeanReturnRelease,
+        low=st.floats(-1e9, -1.0),
+        high=st.floats(0.0, 1e9),
+        weight=st.floats(1e-6, 9.0),
     ),
 )
 def test_every_valid_plan_survives_being_written_and_read(

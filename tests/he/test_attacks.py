@@ -487,7 +487,7 @@ def test_limit_an_authority_that_re_adds_could_open_single_uploads() -> None:
             decryptor = live.vault._decryptor
             assert decryptor is not None
             slots = decryptor.decrypt(attached(message.data), p.ciphertexts)
-            stolen.append(p.from_slots(slots))
+            stolen.append(p.from_slots(slots, 1))
 
     live = Round(p).play(intercept)
     assert np.array_equal(stolen[0], live.vectors[VICTIM])
@@ -658,11 +658,18 @@ MULTIPLIERS: Final = (1, 2**20, 3 * 2**30 + 1)
 
 
 def key_carriers(parameters: HEParameters) -> bytes:
-    """(0, round(q M / t)) for each M: adds M s, s the secret key, to the opened polynomial."""
-    chosen = parameters.parameter_set
+    """(x, round(q M / t)) for each M: adds M s, s the secret key, to the opened polynomial.
+
+    And x takes the offsets of all others off every slot, so that what they add is small.
+    """
+    chosen, half = parameters.parameter_set, 1 << (parameters.value_bits - 1)
+    lanes = range(parameters.lanes)
+    offsets = sum(half << (lane * parameters.lane_bits) for lane in lanes)
+    others = (parameters.num_clients - 1) * offsets
     (prime,), t = chosen.sent_primes, chosen.plain_modulus or 0
     residues = np.zeros((parameters.ciphertexts, 2, 1, chosen.degree), dtype=np.uint64)
     for index, factor in enumerate(MULTIPLIERS):
+        residues[index, 0, 0, 0] = (prime * (-others % t) + t // 2) // t
         residues[index, 1, 0, 0] = (prime * factor + t // 2) // t
     return pack(residues, (prime,))
 
@@ -726,7 +733,7 @@ def decrypted_by_hand(residues: Residues, key: NDArray[Any], parameters: HEParam
         phases = [(a + b) % q for a, b in zip(c0, product, strict=True)]
         numbers = [(2 * t * phase + q) // (2 * q) % t for phase in phases]
         rows.append(scheme.decode(scheme.seal.Plaintext(polynomial(numbers))))
-    return parameters.from_slots(np.array(rows))
+    return parameters.from_slots(np.array(rows), 1)
 
 
 def _times_ternary(numbers: list[int], key: NDArray[Any], n: int) -> list[int]:
@@ -775,7 +782,9 @@ def test_without_a_look_at_the_slots_the_same_ciphertexts_would_give_every_uploa
             decryptor = live.vault._decryptor
             assert decryptor is not None
             opened_sums.append(
-                p.from_slots(decryptor.decrypt(attached(message.data), p.ciphertexts))
+                p.from_slots(
+                    decryptor.decrypt(attached(message.data), p.ciphertexts), p.num_clients
+                )
             )
         yield from liar(live, message)
 
@@ -790,12 +799,17 @@ def bit_carriers(parameters: HEParameters, guesses: Iterable[tuple[int, int]], p
 
     (0.3 X^place, 0.4 X^(place - j)) in units of q / t, less the guess: at ``place`` the phase is
     0.3 + 0.4 s_j, which rounds to 1 if s_j is 1 and to 0 otherwise; elsewhere it rounds to 0.
+    All that beside what an honest upload of zeros opens to.
     """
     chosen = parameters.parameter_set
     (prime,), t, n = chosen.sent_primes, chosen.plain_modulus or 0, chosen.degree
     residues = np.zeros((parameters.ciphertexts, 2, 1, n), dtype=np.uint64)
+    zeros = np.zeros(parameters.vector_length, dtype=np.dtype(f"uint{parameters.ring_bits}"))
+    honest = coefficients(parameters.to_slots(zeros)[0].tolist(), chosen)
     for index, (j, guess) in enumerate(guesses):
-        residues[index, 0, 0, place] = (3 - 10 * guess) * prime // (10 * t) % prime
+        residues[index, 0, 0] = (prime * honest + t // 2) // t % prime
+        first = int(residues[index, 0, 0, place]) + (3 - 10 * guess) * prime // (10 * t)
+        residues[index, 0, 0, place] = first % prime
         power = (place - j) % (2 * n)
         sign = 1 if power < n else -1  # X^N = -1
         residues[index, 1, 0, power % n] = sign * (4 * prime // (10 * t)) % prime

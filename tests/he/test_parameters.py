@@ -347,7 +347,7 @@ def test_the_sum_of_slots_opens_to_the_centred_sum_modulo_2_to_the_value_bits(
     exact = np.add.reduce([one.astype(object) for one in slots])
     if chosen.exact:
         assert exact.max() < chosen.plain_modulus  # nothing wraps, so adding mod t is adding
-    opened = parameters.from_slots(exact.astype(dtype))
+    opened = parameters.from_slots(exact.astype(dtype), len(vectors))
     total = sum(vector.astype(object) for vector in vectors) % 2**w0
     centred = np.array([value - (value >> w0 - 1 << w0) for value in total], dtype=object)
     assert opened.dtype == np.dtype(f"uint{parameters.ring_bits}")
@@ -373,17 +373,118 @@ def test_the_last_slot_of_every_bfv_ciphertext_stays_empty_and_is_ignored_when_o
     assert slots[:, :per].all()
     assert not slots[:, per:].any()
     slots[:, per:] = 7
-    assert np.array_equal(parameters.from_slots(slots), vector)
+    assert np.array_equal(parameters.from_slots(slots, 1), vector)
 
 
 def test_what_is_beyond_the_vector_is_zero_in_the_slots_and_ignored_when_opened() -> None:
     parameters = _made(vector_length=3, value_bits=16)
     slots = parameters.to_slots(np.array([1, 2, 3], dtype=np.uint32))
     assert parameters.lanes == 2
-    assert slots[0, :2].tolist() == [1 | 3 << 19, 2]
+    half = 2**15
+    assert slots[0, :2].tolist() == [half + 1 | half + 3 << 19, half + 2]
     assert not slots[0, 2:].any()
     slots[0, 2:] = 7
-    assert parameters.from_slots(slots).tolist() == [1, 2, 3]
+    assert parameters.from_slots(slots, 1).tolist() == [1, 2, 3]
+
+
+def test_plain_residues_would_have_told_the_number_of_negative_values() -> None:
+    """(5, -3, -2) and (0, 0, 0) in one lane: equal sums, and 2^17 apart as plain residues."""
+    parameters = _made(vector_length=1, value_bits=16)
+
+    def lane(*values: int) -> int:
+        vectors = [np.array([value], dtype=np.int64).astype(np.uint32) for value in values]
+        return sum(int(parameters.to_slots(vector)[0, 0]) for vector in vectors)
+
+    assert sum(value % 2**16 for value in (5, -3, -2)) == 2 * 2**16
+    assert lane(5, -3, -2) == lane(0, 0, 0) == 3 * 2**15
+
+
+@given(st.data())
+def test_uploads_with_equal_sums_and_numbers_have_equal_lanes(data: st.DataObject) -> None:
+    """All sets, any survivors, extremes of the range included; the lane is sum + number * 2^(w0-1).
+
+    ``there`` is a cohort's values within the range of a lane, ``here`` others with the same sums:
+    single steps are moved between two agents for as long as both stay within range.
+    """
+    parameters, _ = data.draw(_rounds())
+    half, length = 1 << (parameters.value_bits - 1), parameters.vector_length
+    number = data.draw(st.integers(1, parameters.num_clients))  # the others have dropped out
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    there = rng.integers(-half, half, (number, length), dtype=np.int64)
+    there[rng.random((number, length)) < 0.3] = data.draw(st.sampled_from([-half, half - 1, 0]))
+    here = rng.permuted(there, axis=0)
+    for _ in range(4):
+        giver, taker = rng.integers(0, number, 2)
+        most = np.minimum(here[giver] + half, half - 1 - here[taker])
+        moved = rng.integers(0, most, endpoint=True) if giver != taker else 0
+        here[giver] -= moved
+        here[taker] += moved
+    assert np.array_equal(here.sum(axis=0), there.sum(axis=0))
+    sums = [_added_slots(parameters, vectors) for vectors in (here, there)]
+    assert np.array_equal(*sums)
+    opened = parameters.from_slots(sums[0], number)
+    if parameters.parameter_set.exact:
+        total = there.sum(axis=0).astype(object) + number * half
+    else:
+        total = there.sum(axis=0).astype(object)
+    assert np.array_equal(_read(parameters, sums[0]), total)
+    centred = (there.sum(axis=0) + half) % (2 * half) - half
+    assert np.array_equal(opened, centred.astype(opened.dtype))
+
+
+def _added_slots(parameters: HEParameters, vectors: Any) -> Any:
+    """Slots of signed values, added up."""
+    dtype = np.dtype(f"uint{parameters.ring_bits}")
+    return np.add.reduce([parameters.to_slots(vector.astype(dtype)) for vector in vectors])
+
+
+def _read(parameters: HEParameters, slots: Any) -> Any:
+    """Every coordinate's lane as a Python integer, by the definition in the module's docstring."""
+    flat = slots[:, : parameters.slots_per_ciphertext].reshape(-1).astype(object)
+    if not parameters.parameter_set.exact:
+        return flat[: parameters.vector_length]
+    places = (divmod(at, parameters.slots) for at in range(parameters.vector_length))
+    mask = (1 << parameters.lane_bits) - 1
+    return np.array([flat[k] >> lane * parameters.lane_bits & mask for lane, k in places])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if PARAMETER_SETS[name].exact])
+@pytest.mark.parametrize("clients", [2, 3, 32])
+@pytest.mark.parametrize("top", [True, False])
+def test_the_extremes_of_the_value_range_fill_and_empty_a_lane(
+    name: str, clients: int, top: bool
+) -> None:
+    """2^(w0-1) - 1 from everybody is the fullest lane, -2^(w0-1) from everybody is 0."""
+    numbers = {"num_clients": clients, "max_colluding": 0, "threshold": 2}
+    parameters = _made(name, vector_length=9, value_bits=8, **numbers)
+    vectors = np.full((clients, 9), 127 if top else -128)
+    slots = _added_slots(parameters, vectors)
+    assert set(_read(parameters, slots).tolist()) == {clients * 255 if top else 0}
+    wrapped = (clients * vectors[0, 0] + 128) % 256 - 128
+    assert parameters.from_slots(slots, clients).view(np.int32).tolist() == [wrapped] * 9
+
+
+@given(st.data())
+def test_what_belongs_to_no_coordinate_gets_no_offset(data: st.DataObject) -> None:
+    """Lanes behind the vector's end, slots behind it and the empty slot: zero in every sum."""
+    parameters, vectors = data.draw(_rounds())
+    w, per = parameters.lane_bits, parameters.slots_per_ciphertext
+    slots = np.add.reduce([parameters.to_slots(vector) for vector in vectors])
+    flat = slots[:, :per].reshape(-1)
+    assert not slots[:, per:].any()
+    assert not flat[parameters.slots :].any()
+    for at in range(parameters.vector_length, parameters.lanes * parameters.slots):
+        lane, slot = divmod(at, parameters.slots)
+        assert int(flat[slot]) >> lane * w == 0
+
+
+@pytest.mark.parametrize("contributors", [0, -1, 11, True, 2.0, None])
+@pytest.mark.parametrize("name", NAMES)
+def test_slots_are_read_as_a_sum_of_one_to_all_agents_only(name: str, contributors: Any) -> None:
+    parameters = _made(name, num_clients=10, value_bits=8)
+    slots = parameters.to_slots(np.zeros(100, dtype=np.uint32))
+    with pytest.raises(LocalProtocolError, match=r"contributors must be an integer in 1 \.\. 10"):
+        parameters.from_slots(slots, contributors)
 
 
 def test_to_slots_leaves_its_vector_alone() -> None:

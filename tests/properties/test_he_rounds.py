@@ -57,13 +57,15 @@ Vectors = dict[str, NDArray[Any]]
 
 
 class CountingVault(LocalVault):
-    """A vault that remembers how often it was asked to decrypt."""
+    """A vault that remembers how often it was asked to decrypt, and what came out."""
 
     decryptions = 0
+    slots: NDArray[Any]
 
     def decrypt(self, ciphertexts: bytes, count: int) -> NDArray[Any]:
         self.decryptions += 1
-        return super().decrypt(ciphertexts, count)
+        self.slots = super().decrypt(ciphertexts, count)
+        return self.slots
 
 
 def registry_for(n: int) -> Registry:
@@ -259,24 +261,25 @@ def cohorts(draw: st.DrawFn) -> HEParameters:
     return HEParameters(vector_length=max(1, length), value_bits=bits, **numbers)
 
 
-PATTERNS: Final = ("zero", "full", "half", "one", "ring", "stripes", "mixed", "random")
+PATTERNS: Final = ("zero", "full", "empty", "minus", "one", "ring", "stripes", "mixed", "random")
 
 
 def vector_of(pattern: str, parameters: HEParameters, rng: np.random.Generator) -> NDArray[Any]:
-    """Every lane at an extreme, or anything."""
+    """Every lane at an extreme, or anything; the offset makes -2^(value_bits - 1) a lane of 0."""
     bits, length = parameters.value_bits, parameters.vector_length
     dtype = np.dtype(f"uint{parameters.ring_bits}")
     top = np.iinfo(dtype).max
-    full, half = (1 << bits) - 1, 1 << (bits - 1)
-    plain = {"zero": 0, "full": full, "half": half, "one": 1, "ring": int(top)}
+    minus, empty = (1 << bits) - 1, 1 << (bits - 1)
+    full = empty - 1
+    plain = {"zero": 0, "full": full, "empty": empty, "minus": minus, "one": 1, "ring": int(top)}
     if pattern in plain:
         return np.full(length, plain[pattern], dtype=dtype)
     if pattern == "stripes":  # neighbours in a slot at opposite ends
         lane = np.arange(length) // max(1, parameters.slots)
-        striped: NDArray[Any] = ((lane % 2 == 0) * full).astype(dtype)
+        striped: NDArray[Any] = np.where(lane % 2 == 0, full, empty).astype(dtype)
         return striped
     if pattern == "mixed":
-        chosen: NDArray[Any] = rng.choice(np.array([0, full, half, half - 1], dtype), length)
+        chosen: NDArray[Any] = rng.choice(np.array([0, minus, empty, full], dtype), length)
         return chosen
     anything: NDArray[Any] = rng.integers(0, top, length, dtype=dtype, endpoint=True)
     return anything
@@ -332,6 +335,45 @@ def test_the_opened_sum_is_the_masked_sum_is_the_plain_sum(
     assert np.array_equal(residues, plain_sum(vectors, stayed, parameters.value_bits))
     if parameters.value_bits == parameters.ring_bits:
         assert np.array_equal(opened.vector, masked.vector)
+
+
+@settings(max_examples=EXAMPLES // 10)
+@given(data=st.data(), parameters=cohorts(), seed=st.integers(0, 2**32))
+def test_who_decrypts_sees_the_same_for_all_uploads_with_equal_sums(
+    data: st.DataObject, parameters: HEParameters, seed: int
+) -> None:
+    """Two whole rounds, the same survivors with other values of equal sums: all slots are equal.
+
+    Single values are within the range of a lane, and so are those of who leaves; those differ.
+    """
+    rng, names = np.random.default_rng(seed), AGENTS[: parameters.num_clients]
+    stay = data.draw(st.integers(parameters.floor, len(names)))
+    last = data.draw(st.sampled_from([Kind.COMMIT, Kind.UPLOAD]))
+    half, shape = 1 << (parameters.value_bits - 1), (len(names), parameters.vector_length)
+    one = rng.integers(-half, half, shape, dtype=np.int64)
+    one[rng.random(shape) < 0.3] = data.draw(st.sampled_from([-half, 0, half - 1]))
+    other = rng.integers(-half, half, shape, dtype=np.int64)
+    other[:stay] = evened_out(one[:stay])
+
+    def lost(message: Outgoing) -> bool:
+        return kind_of(message) is last and sender_of(message, parameters) in names[stay:]
+
+    dtype, seen = np.dtype(f"uint{parameters.ring_bits}"), []
+    for values in (one, other):
+        vectors = {name: row.astype(dtype) for name, row in zip(names, values, strict=True)}
+        live = Round(parameters, vectors).play(lost)
+        assert live.check()
+        assert live.hub.result().survivors == names[:stay]
+        seen.append(live.vault.slots)
+    assert np.array_equal(*seen)
+
+
+def evened_out(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows that differ by 1 at most and have the same sum."""
+    count = len(values)
+    even, rest = np.divmod(values.sum(axis=0), count)
+    rows: NDArray[np.int64] = even + (np.arange(count)[:, None] < rest)
+    return rows
 
 
 def sender_of(message: Outgoing, parameters: HEParameters) -> str:

@@ -212,7 +212,7 @@ class KeyAuthority(Participant):
         head = checked_head("before_decrypt", self._before_decrypt(config, names))
         slots = self._decrypt(bytes(frame.attachment))
         check_range(slots, self._parameters, len(contributors))
-        vector = self._before_showing(self._parameters.from_slots(slots))
+        vector = self._before_showing(self._parameters.from_slots(slots, len(contributors)))
         words = little_endian(vector)
         self._receipt = DecryptionReceipt(
             cfg=self._cfg,
@@ -303,6 +303,9 @@ def check_range(slots: NDArray[Any], parameters: HEParameters, contributors: int
     secret key, or anything else that it cannot see, hits the honest range of a slot by chance
     only, at most 2^-guard_bits for each; and a slot out of range is not shown to anybody.
 
+    This comes before :attr:`before_showing`: whether it refuses is a bit about the sum without any
+    noise that is added there.
+
     Raises:
         RoundAborted: a number behind the vector's end, in an empty slot, above the lanes or in a
             lane is not one of an honest sum. It does not say where.
@@ -315,7 +318,7 @@ def check_range(slots: NDArray[Any], parameters: HEParameters, contributors: int
     else:
         bound = contributors << (parameters.value_bits - 1)
         honest = bool(np.all((used >= -bound) & (used < bound)))
-    vector, half = parameters.from_slots(slots), 1 << (parameters.sum_bits - 1)
+    vector, half = parameters.from_slots(slots, contributors), 1 << (parameters.sum_bits - 1)
     centred = vector.view(np.dtype(f"int{parameters.ring_bits}")).astype(np.int64)
     within = bool(np.all((centred >= -half) & (centred < half)))
     if np.any(unused) or np.any(empty) or not honest or not within:
@@ -323,7 +326,10 @@ def check_range(slots: NDArray[Any], parameters: HEParameters, contributors: int
 
 
 def _lanes_honest(used: NDArray[Any], parameters: HEParameters, contributors: int) -> bool:
-    """Whether every lane is at most what ``contributors`` residues add up to, and nothing above."""
+    """Whether every lane is at most what ``contributors`` values with their offsets add up to.
+
+    And nothing lies above the lanes or behind the vector's end, where there are no offsets either.
+    """
     most = np.uint64(contributors * ((1 << parameters.value_bits) - 1))
     mask = np.uint64((1 << parameters.lane_bits) - 1)
     rest, left = used, parameters.vector_length

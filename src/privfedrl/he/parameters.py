@@ -2,11 +2,16 @@
 
 Guarantee: a sum of at most ``num_clients`` vectors, each reduced modulo 2^value_bits, fits its lane
 whatever the vectors are, and every lane fits the plaintext slot, so the opened sum is the sum
-modulo 2^value_bits of what was encrypted: the same integer that masking gives.
+modulo 2^value_bits of what was encrypted: the same integer that masking gives. And for values in
+[-2^(value_bits - 1), 2^(value_bits - 1)) a decrypted lane is a function of their sum and number.
 
 Notation: n = num_clients, w0 = value_bits, w = w0 + ceil(log2 n) = bits of a lane, L = lanes in a
 slot, D = vector_length, W = ceil(D / L) slots. Lane l of slot k holds coordinate l W + k; the last
 slot of a BFV ciphertext stays empty.
+
+A lane holds (x + 2^(w0 - 1)) mod 2^w0 for the value x ("offset binary"). With plain residues, lanes
+would add up to the sum plus 2^w0 for every negative value, and whoever decrypts would count those.
+What belongs to no coordinate is zero. CKKS slots hold signed numbers, which add up to the sum.
 
 A slot is never full: what an honest sum can be is at most 2^-guard of what a slot can hold, guard
 >= 3. A malformed ciphertext can add a multiple of the secret key to the sum; it lands anywhere in
@@ -264,6 +269,9 @@ class HEParameters:
     def to_slots(self, vector: RingVector) -> NDArray[np.uint64] | NDArray[np.int64]:
         """Plaintext slots [ciphertexts, slots] of a vector, uint32 or uint64 [D] by ring_bits.
 
+        Guarantees:
+            two sets of equally many vectors, all within the range of a lane and with equal integer
+            sums, have slots with equal sums. Lanes behind the vector's end and empty slots are 0.
         Raises:
             LocalProtocolError: another dtype or shape.
         """
@@ -275,14 +283,26 @@ class HEParameters:
         values = vector.astype(np.uint64) & np.uint64(self._value_mask)
         if not self.parameter_set.exact:
             return self._padded(_centred(values, self.value_bits))
+        values += np.uint64(self._half)
+        values &= np.uint64(self._value_mask)
         slots = np.zeros(self.slots, dtype=np.uint64)
         for lane in range(self.lanes):
             part = values[lane * self.slots : (lane + 1) * self.slots]
             slots[: part.size] |= part << np.uint64(lane * self.lane_bits)
         return self._padded(slots)
 
-    def from_slots(self, slots: NDArray[Any]) -> RingVector:
-        """The sum that opened slots hold: uint32 or uint64 [D], the centred residue mod 2^w0."""
+    def from_slots(self, slots: NDArray[Any], contributors: int) -> RingVector:
+        """The sum that opened slots hold: uint32 or uint64 [D], the centred residue mod 2^w0.
+
+        Args:
+            contributors: how many vectors were added, 1 to num_clients: each brought its offset.
+        Raises:
+            LocalProtocolError: another number of contributors.
+        """
+        if not _is_integer(contributors) or not 1 <= contributors <= self.num_clients:
+            raise LocalProtocolError(
+                f"contributors must be an integer in 1 .. {self.num_clients}, got {contributors!r}"
+            )
         flat = slots[:, : self.slots_per_ciphertext].reshape(-1)[: self.slots]
         values = np.empty(self.vector_length, dtype=np.uint64)
         if not self.parameter_set.exact:
@@ -291,9 +311,15 @@ class HEParameters:
             for lane in range(self.lanes):
                 part = values[lane * self.slots : (lane + 1) * self.slots]
                 np.right_shift(flat[: part.size], np.uint64(lane * self.lane_bits), out=part)
+            values -= np.uint64(contributors * self._half & self._value_mask)
         values &= np.uint64(self._value_mask)
         centred = _centred(values, self.value_bits)
         return centred.view(np.uint64).astype(np.dtype(f"uint{self.ring_bits}"))
+
+    @property
+    def _half(self) -> int:
+        """What is added to each value of a lane, so that negative ones do not show."""
+        return 1 << (self.value_bits - 1)
 
     @property
     def _value_mask(self) -> int:
@@ -337,13 +363,17 @@ class HEParameters:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 over the canonical bytes and every modulus that the set's name stands for."""
+        """SHA-256 over the canonical bytes, all moduli behind the set's name, and the lanes' code.
+
+        Sums of plain residues and of offset ones would be taken for each other without the last.
+        """
         chosen = self.parameter_set
         moduli = (*chosen.primes, chosen.plain_modulus or 0, chosen.scale_bits or 0, chosen.degree)
         return digest(
             "he-parameters",
             self.canonical_bytes(),
             *(number.to_bytes(8, "big") for number in moduli),
+            b"offset-binary",
         )
 
 

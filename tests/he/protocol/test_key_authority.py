@@ -845,7 +845,7 @@ def test_the_last_slot_of_every_bfv_ciphertext_is_empty_and_must_stay_so() -> No
     """Two ciphertexts that the vector fills to the last lane."""
     parameters = parameters_of(**FULL)
     assert (parameters.ciphertexts, parameters.slots_per_ciphertext) == (2, 4095)
-    everywhere = np.full(4 * 4095, 0xFFFF, dtype=np.uint32)
+    everywhere = np.full(4 * 4095, 0x7FFF, dtype=np.uint32)
     filled = parameters.to_slots(everywhere)
     check_range(filled, parameters, 3)
     assert (filled[:, :4095] == 0xFFFF | 0xFFFF << 18).all()
@@ -913,8 +913,10 @@ def test_a_sum_outside_the_declared_range_is_not_shown(
     parameters = parameters_of(
         sum_bits=12, ring_bits=ring_bits, parameter_set=ParameterSet.named(name)
     )
-    residue = value % 2**16 if parameters.parameter_set.exact else value
-    slots = slots_of(parameters, {1: residue})
+    vectors = np.zeros((3, 7), dtype=np.int64)
+    vectors[:, 1] = value - 1999 - 2002, 1999, 2002
+    dtype = np.dtype(f"uint{ring_bits}")
+    slots = np.add.reduce([parameters.to_slots(vector.astype(dtype)) for vector in vectors])
     if fine:
         check_range(slots, parameters, 3)
         return
@@ -1019,10 +1021,17 @@ def meets_after_charge(session: Any) -> str:
 def test_a_client_that_claims_what_all_together_might_have_is_not_noticed(
     make_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit of what can be seen, as the documentation says it: ranges cannot be proved."""
+    """The limit of what can be seen, as the documentation says it: ranges cannot be proved.
+
+    The four others have zeros and bring an offset of 2^15 each. With one of its own, the cheat's
+    lane stands for 4 * (2^15 - 1) + (2^15 - 1), the most that all five can have together.
+    """
     world = make_world(length=7, settings={"value_bits": 16})
-    session = cheated(world, monkeypatch, {0: 5 * 0xFFFF}).run()
-    assert session.aggregator.result().vector.tolist() == [2**32 - 5, 0, 0, 0, 0, 0, 0]
+    own = {0: 5 * 0xFFFF - 4 * 2**15 | 2**15 << 19, 3: 2**15}
+    own |= dict.fromkeys((1, 2), 2**15 | 2**15 << 19)
+    session = cheated(world, monkeypatch, own).run()
+    most = 5 * (2**15 - 1) % 2**16  # as residues go
+    assert session.aggregator.result().vector.tolist() == [most, 0, 0, 0, 0, 0, 0]
 
 
 def test_ciphertexts_under_another_key_are_noticed(world: Any) -> None:
