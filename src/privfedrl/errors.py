@@ -38,6 +38,7 @@ __all__ = [
     "RoundAborted",
     "StorageError",
     "UnsupportedMechanism",
+    "shown",
 ]
 
 
@@ -125,3 +126,10 @@ class MissingExtraError(PrivfedrlError, ImportError):
             f"{package} is not installed; it belongs to the extra '{extra}': "
             f'pip install "privfedrl[{extra}]"'
         )
+
+
+def shown(value: object) -> str:
+    """``value`` for a message; integers too long to print are named by their length."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)

@@ -267,13 +267,6 @@ BROKEN = {
     "other observations": lambda world: changed(
         world, observations=lambda array: np.concatenate([array, array], axis=2)
     ),
-    "too long": lambda world: changed(
-        world,
-        **dict.fromkeys(
-            ("observations", "actions", "rewards", "mask"),
-            lambda array: np.concatenate([array] * 40, axis=1),
-        ),
-    ),
 }
 
 

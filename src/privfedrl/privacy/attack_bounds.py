@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from itertools import starmap
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 
 __all__ = [
     "Curve",
@@ -88,7 +88,7 @@ def check_curve(curve: object) -> tuple[tuple[float, float], ...]:
     """
     if not isinstance(curve, Sequence) or isinstance(curve, str | bytes) or not curve:
         raise ConfigurationError(
-            f"curve must be a non-empty sequence of (delta, epsilon) pairs, got {curve!r}"
+            f"curve must be a non-empty sequence of (delta, epsilon) pairs, got {shown(curve)}"
         )
     return tuple(_pair(point) for point in curve)
 
@@ -111,23 +111,23 @@ def _even_odds(delta: float, epsilon: float) -> float:
 
 def _pair(point: object) -> tuple[float, float]:
     if not isinstance(point, Sequence) or isinstance(point, str | bytes) or len(point) != 2:
-        raise ConfigurationError(f"curve must hold (delta, epsilon) pairs, got {point!r}")
+        raise ConfigurationError(f"curve must hold (delta, epsilon) pairs, got {shown(point)}")
     epsilon = _number("epsilon", point[1])
     if not epsilon >= 0.0:
-        raise ConfigurationError(f"epsilon must be >= 0, got {point[1]!r}")
+        raise ConfigurationError(f"epsilon must be >= 0, got {shown(point[1])}")
     return _unit_interval("delta", point[0]), epsilon
 
 
 def _unit_interval(name: str, value: object) -> float:
     number = _number(name, value)
     if not 0.0 <= number <= 1.0:
-        raise ConfigurationError(f"{name} must lie in [0, 1], got {value!r}")
+        raise ConfigurationError(f"{name} must lie in [0, 1], got {shown(value)}")
     return number
 
 
 def _number(name: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be a number, got {value!r}")
+        raise ConfigurationError(f"{name} must be a number, got {shown(value)}")
     try:
         return float(value)
     except OverflowError as error:

@@ -11,12 +11,13 @@ of agents that may drop out is not there. More survivors only lower the loss.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeVar
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 from privfedrl.privacy.accountant import epsilon_of_counts
 from privfedrl.privacy.events import DpEvent
 from privfedrl.privacy.gdp import check_delta
@@ -59,11 +60,11 @@ class Target:
 
     def __post_init__(self) -> None:
         number = isinstance(self.epsilon, (int, float)) and not isinstance(self.epsilon, bool)
-        if not (number and 0.0 < self.epsilon < math.inf):
-            raise ConfigurationError(f"epsilon must be finite and > 0, got {self.epsilon!r}")
+        if not (number and 0.0 < self.epsilon <= sys.float_info.max):
+            raise ConfigurationError(f"epsilon must be finite and > 0, got {shown(self.epsilon)}")
         check_delta(self.delta)
         if not isinstance(self.adjacency, Adjacency):
-            raise ConfigurationError(f"adjacency must be an Adjacency, got {self.adjacency!r}")
+            raise ConfigurationError(f"adjacency must be an Adjacency, got {shown(self.adjacency)}")
 
     def __str__(self) -> str:
         return f"epsilon = {self.epsilon!r}, delta = {self.delta!r}"
@@ -119,7 +120,7 @@ def least_noise(
     """
     _check_counts(min_honest=min_honest, participations=participations)
     if not 1 <= low <= high:
-        raise ConfigurationError(f"low must lie in 1 .. high = {high}, got {low!r}")
+        raise ConfigurationError(f"low must lie in 1 .. high = {high}, got {shown(low)}")
     _check_charge(mechanism_of(low), target, min_honest * participations)
 
     def kept(variance: int) -> bool:
@@ -221,9 +222,9 @@ def variance_of_multiplier(noise_multiplier: float, sensitivity: IntegerSensitiv
         ConfigurationError: the multiplier is not finite and > 0.
     """
     number = isinstance(noise_multiplier, (int, float)) and not isinstance(noise_multiplier, bool)
-    if not (number and 0.0 < noise_multiplier < math.inf):
+    if not (number and 0.0 < noise_multiplier <= sys.float_info.max):
         raise ConfigurationError(
-            f"noise_multiplier must be finite and > 0, got {noise_multiplier!r}"
+            f"noise_multiplier must be finite and > 0, got {shown(noise_multiplier)}"
         )
     return math.ceil(Fraction(noise_multiplier) ** 2 * sensitivity.l2_squared)
 
@@ -285,7 +286,7 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         top = limits[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= top:
-            raise ConfigurationError(f"{name} must be an integer in 1 .. {top}, got {value!r}")
+            raise ConfigurationError(f"{name} must be an integer in 1 .. {top}, got {shown(value)}")
 
 
 def _check_charge(mechanism: Mechanism, target: Target, shares: int) -> None:

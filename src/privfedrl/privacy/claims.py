@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from privfedrl.errors import ConfigurationError, PrivacyError
+from privfedrl.errors import ConfigurationError, PrivacyError, shown
 from privfedrl.privacy.attack_bounds import (
     Curve,
     bayes_accuracy,
@@ -113,7 +113,7 @@ def _number(name: str, value: float | None, *, otherwise: str) -> float | str:
     if value is None or value == math.inf:
         return otherwise
     if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
-        raise ConfigurationError(f"{name} must be a number or None, got {value!r}")
+        raise ConfigurationError(f"{name} must be a number or None, got {shown(value)}")
     return value
 
 
@@ -164,15 +164,15 @@ def _check_regime(found: Claim, name: str) -> None:
     if found.regime == "committed" and (filtered or ordered):
         raise PrivacyError(
             f"{name}.bound must not name a filter, and filter_order no order, in the committed "
-            f"regime, got {found.bound!r} and {found.filter_order!r}"
+            f"regime, got {shown(found.bound)} and {found.filter_order!r}"
         )
     if found.regime == "adaptive" and not filtered:
         raise PrivacyError(
             f"{name}.bound must name the filter whose budget is quoted in the adaptive regime, "
-            f"got {found.bound!r}"
+            f"got {shown(found.bound)}"
         )
     if found.regime == "adaptive" and "rdp" in found.bound and not ordered:
         raise PrivacyError(
             f"{name}.filter_order must be the one order that was fixed beforehand for "
-            f"{found.bound!r}, got {found.filter_order!r}"
+            f"{found.bound!r}, got {shown(found.filter_order)}"
         )

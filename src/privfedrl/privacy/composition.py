@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError, UnsupportedMechanism
+from privfedrl.errors import ConfigurationError, UnsupportedMechanism, shown
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
@@ -68,7 +68,7 @@ class Composition:
             UnsupportedMechanism: the event is unknown or about another unit.
         """
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 2**53:
-            raise ConfigurationError(f"count must be an integer in 0 .. 2^53, got {count!r}")
+            raise ConfigurationError(f"count must be an integer in 0 .. 2^53, got {shown(count)}")
         one = Composition(
             adjacency=self.adjacency,
             unit=unit_of(event),

@@ -33,7 +33,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError, PrivacyError
+from privfedrl.errors import ConfigurationError, PrivacyError, shown
 from privfedrl.privacy.events import DiscreteGaussianEvent
 from privfedrl.privacy.units import IntegerSensitivity
 
@@ -49,7 +49,9 @@ _MAX_ROUNDS = 2**16
 
 def _check_integer(name: str, value: object, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigurationError(f"{name} must be an integer in {low} .. {high}, got {value!r}")
+        raise ConfigurationError(
+            f"{name} must be an integer in {low} .. {high}, got {shown(value)}"
+        )
     return value
 
 
@@ -156,7 +158,7 @@ class CorrelatedNoise:
     def decoded_variance(self, variance: float, round_index: int) -> float:
         """Variance of the noise in each coordinate of x at ``round_index`` >= 0, in units of q."""
         if not (math.isfinite(variance) and variance >= 0):
-            raise ConfigurationError(f"variance must be finite and >= 0, got {variance!r}")
+            raise ConfigurationError(f"variance must be finite and >= 0, got {shown(variance)}")
         weights = self.decoder_weights(round_index + 1)
         return float(variance * (weights @ weights))
 

@@ -8,6 +8,7 @@ at private data, so that a costs at most b at every delta, alone and in any comp
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from privfedrl.privacy.events import (
     DiscreteGaussianEvent,
@@ -19,9 +20,13 @@ from privfedrl.privacy.events import (
     UnboundedEvent,
     unit_of,
 )
-from privfedrl.privacy.rdp import event_rdp
+from privfedrl.privacy.rdp import ORDERS, event_rdp
+from privfedrl.privacy.units import Adjacency
 
 __all__ = ["is_no_costlier"]
+
+# the accountant's own, and the integers that the bound for Poisson samples sums over
+_EVERY_ORDER = np.union1d(ORDERS, np.arange(2.0, 4097.0))
 
 
 def is_no_costlier(realised: DpEvent, reserved: DpEvent) -> bool:
@@ -37,7 +42,8 @@ def is_no_costlier(realised: DpEvent, reserved: DpEvent) -> bool:
     | Poisson sampled   | Poisson sampled, rate <= the reserved one, what is sampled by this table |
 
     More discrete Gaussian shares are more noise, but the bound for their sum also grows with their
-    number: where the bound would rise, the settlement is refused rather than believed.
+    number: where the bound would rise, at any order that an accountant uses and for either
+    adjacency, the settlement is refused rather than believed.
     """
     if unit_of(realised) is not unit_of(reserved):
         return False
@@ -65,4 +71,11 @@ def _has_more_shares(realised: DiscreteGaussianEvent, reserved: DiscreteGaussian
     )
     if not same or realised.shares < reserved.shares:
         return False
-    return realised == reserved or bool(np.all(event_rdp(realised) <= event_rdp(reserved)))
+    return realised == reserved or all(
+        bool(np.all(_bound(realised, relation) <= _bound(reserved, relation)))
+        for relation in Adjacency
+    )
+
+
+def _bound(event: DiscreteGaussianEvent, relation: Adjacency) -> npt.NDArray[np.float64]:
+    return event_rdp(event, adjacency=relation, orders=_EVERY_ORDER)

@@ -6,11 +6,11 @@ an event that it does not know. Model: dp_accounting's ``dp_event``.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from privfedrl.errors import ConfigurationError, UnsupportedMechanism
+from privfedrl.errors import ConfigurationError, UnsupportedMechanism, shown
 from privfedrl.privacy.units import IntegerSensitivity, Unit
 
 __all__ = [
@@ -29,11 +29,13 @@ __all__ = [
 
 # below a standard deviation of 2 the sum of discrete Gaussians is too far from one (tau > 1e-16)
 MIN_SHARE_VARIANCE = 4
+# what a record can hold; no float and no grid comes near it
+_LARGEST = 2**4096
 
 
 def _check_unit(unit: object) -> None:
     if not isinstance(unit, Unit):
-        raise ConfigurationError(f"unit must be a Unit, got {unit!r}")
+        raise ConfigurationError(f"unit must be a Unit, got {shown(unit)}")
 
 
 def _check_sensitivity(value: object) -> None:
@@ -41,11 +43,14 @@ def _check_sensitivity(value: object) -> None:
         raise ConfigurationError(
             f"sensitivity must be an IntegerSensitivity, got {type(value).__name__}"
         )
+    _check_count("l2_squared", value.l2_squared)
 
 
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
+        raise ConfigurationError(f"{name} must be an integer >= 1, got {shown(value)}")
+    if value > _LARGEST:
+        raise ConfigurationError(f"{name} must be <= 2^4096, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +111,9 @@ class GaussianEvent:
         _check_unit(self.unit)
         value = self.noise_multiplier
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and 0.0 < value < math.inf):
-            raise ConfigurationError(f"noise_multiplier must be finite and > 0, got {value!r}")
+        # integers beyond every float are refused too
+        if not (number and 0.0 < value <= sys.float_info.max):
+            raise ConfigurationError(f"noise_multiplier must be finite and > 0, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,7 @@ class PoissonSampledEvent:
         rate = self.sampling_rate
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
         if not (number and 0.0 < rate <= 1.0):
-            raise ConfigurationError(f"sampling_rate must lie in (0, 1], got {rate!r}")
+            raise ConfigurationError(f"sampling_rate must lie in (0, 1], got {shown(rate)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,8 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 
-from privfedrl.errors import ConfigurationError
-from privfedrl.privacy.table_sampler import Entropy, check_integer, read_entropy, shown
+from privfedrl.errors import ConfigurationError, shown
+from privfedrl.privacy.table_sampler import Entropy, check_integer, read_entropy
 
 __all__ = [
     "MAX_EXACT_SIZE",

@@ -31,7 +31,7 @@ from typing import Literal, TypeGuard, get_args
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError, UnsupportedMechanism
+from privfedrl.errors import ConfigurationError, UnsupportedMechanism, shown
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
@@ -83,11 +83,11 @@ class Filter:
         check_delta(self.delta)
         if (self.kind == "gdp") != (self.order is None):
             raise ConfigurationError(
-                f"order must be given for kind 'rdp' and for no other, got {self.order!r}"
+                f"order must be given for kind 'rdp' and for no other, got {shown(self.order)}"
             )
         if self.order is not None and not (_is_number(self.order) and 1 < self.order <= ORDERS[-1]):
             raise ConfigurationError(
-                f"order must lie above 1 and not above {ORDERS[-1]:g}, got {self.order!r}"
+                f"order must lie above 1 and not above {ORDERS[-1]:g}, got {shown(self.order)}"
             )
 
     @classmethod
@@ -166,7 +166,9 @@ def sum_of_costliest(losses: FloatArray, counts: Iterable[int], cap: int | None)
     else:
         ranking = np.argsort(-losses, axis=0, kind="stable")
         losses, ranked = np.take_along_axis(losses, ranking, axis=0), numbers[ranking]
-        taken = np.clip(cap - (np.cumsum(ranked, axis=0) - ranked), 0.0, ranked)
+        # exact as long as it is below the cap, and what is above it takes nothing
+        costlier = np.cumsum(np.vstack([np.zeros_like(ranked[:1]), ranked[:-1]]), axis=0)
+        taken = np.clip(cap - costlier, 0.0, ranked)
     with np.errstate(over="ignore", invalid="ignore"):
         # nothing of an infinite loss is nothing
         summed: FloatArray = np.where(taken > 0.0, taken * losses, 0.0).sum(axis=0)
@@ -210,4 +212,4 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _check_epsilon(epsilon: object) -> None:
     # an integer above every float is refused, the float inf is not
     if not (_is_number(epsilon) and (0 <= epsilon <= sys.float_info.max or epsilon == math.inf)):
-        raise ConfigurationError(f"epsilon must be a number >= 0, got {epsilon!r}")
+        raise ConfigurationError(f"epsilon must be a number >= 0, got {shown(epsilon)}")

@@ -16,11 +16,12 @@ Reference: Balle and Wang 2018 (arXiv 1805.06530), Theorem 8; Dong, Roth and Su 
 from __future__ import annotations
 
 import math
+import sys
 
 from scipy.optimize import brentq
 from scipy.special import erfcx, log_ndtr
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 
 __all__ = [
     "check_delta",
@@ -39,13 +40,15 @@ _SMALL_MU = 4e-3
 def check_delta(delta: float) -> float:
     """``delta`` itself if it lies strictly between 0 and 1, else ConfigurationError."""
     if not isinstance(delta, (int, float)) or isinstance(delta, bool) or not 0.0 < delta < 1.0:
-        raise ConfigurationError(f"delta must lie strictly between 0 and 1, got {delta!r}")
+        raise ConfigurationError(f"delta must lie strictly between 0 and 1, got {shown(delta)}")
     return float(delta)
 
 
 def _check_non_negative(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0.0:
-        raise ConfigurationError(f"{name} must be a number >= 0, got {value!r}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # an integer above every float is refused, the float inf is not
+    if not (number and (0.0 <= value <= sys.float_info.max or value == math.inf)):
+        raise ConfigurationError(f"{name} must be a number >= 0, got {shown(value)}")
     return float(value)
 
 
@@ -137,7 +140,7 @@ def gaussian_noise_multiplier(*, epsilon: float, delta: float) -> float:
     epsilon = _check_non_negative("epsilon", epsilon)
     log_target = math.log(check_delta(delta))
     if not 1e-12 <= epsilon <= 1e12:
-        raise ConfigurationError(f"epsilon must lie in [1e-12, 1e12], got {epsilon!r}")
+        raise ConfigurationError(f"epsilon must lie in [1e-12, 1e12], got {shown(epsilon)}")
     low, high = 1e-9, 1e18  # too little noise, and enough for every float delta at these epsilons
     while high / low > 1.0 + 1e-13:
         middle = math.sqrt(low) * math.sqrt(high)

@@ -24,16 +24,23 @@ Neither detects what happened after it was made.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from privfedrl.errors import ConfigurationError, LedgerIntegrity, PrivacyError
+from privfedrl.errors import (
+    ConfigurationError,
+    LedgerIntegrity,
+    LocalProtocolError,
+    PrivacyError,
+    shown,
+)
 from privfedrl.privacy.accountant import Spent
 from privfedrl.privacy.events import DpEvent
 from privfedrl.privacy.filters import FilterKind
@@ -41,13 +48,12 @@ from privfedrl.privacy.gdp import check_delta
 from privfedrl.privacy.ledger_accounts import (
     Account,
     AccountState,
-    OdometerRow,
     absorb_entry,
     check_budgets,
-    odometer_rows,
 )
 from privfedrl.privacy.ledger_chain import AccountKey, Chain
 from privfedrl.privacy.ledger_checkpoint import Checkpoint, check_place, parse_head
+from privfedrl.privacy.ledger_odometer import OdometerRow, odometer_rows
 from privfedrl.privacy.ledger_rows import (
     Budget,
     Charge,
@@ -69,6 +75,10 @@ __all__ = [
     "Reservation",
     "Verified",
 ]
+
+
+# the last second that every JSON reader knows exactly
+_LATEST = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +104,7 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._lock = threading.RLock()
+        self._torn = False
         self._chain = Chain()
         self._accounts: dict[AccountKey, AccountState] = {}
         store.check_pages()
@@ -131,6 +142,8 @@ class Ledger:
 
     def close(self) -> None:
         """Release the file; further use raises LocalProtocolError."""
+        if self._store.is_foreign:
+            return  # a fork may have inherited the lock shut
         with self._lock:
             self._store.close()
 
@@ -149,25 +162,25 @@ class Ledger:
         return f"<Ledger {self._store.name!r} rows={len(self._chain.entries)}>"
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._alone():
             return len(self._refreshed().entries)
 
     @property
     def head(self) -> str:
         """Hash of the newest row, 64 hex digits; commits to every row before it."""
-        with self._lock:
+        with self._alone():
             return self._refreshed().head.hex()
 
     def entries(self) -> tuple[Entry, ...]:
         """All rows in order."""
-        with self._lock:
+        with self._alone():
             return tuple(self._refreshed().entries)
 
     def reservations(
         self, plan_digest: bytes | None = None, prefix: str = ""
     ) -> tuple[Reservation, ...]:
         """Reservations in order, of one plan and with a release_id that starts with ``prefix``."""
-        with self._lock:
+        with self._alone():
             held = tuple(self._refreshed().reservations.values())
         return tuple(
             one
@@ -205,7 +218,7 @@ class Ledger:
         """
         budget = Budget.declare(unit, adversary, epsilon, delta, kind=kind)
         now = self._now()
-        with self._lock:
+        with self._alone():
             with self._store.writing():
                 known = self._refreshed().budgets.get((unit, adversary))
                 if known is not None and known.budget == budget:
@@ -232,7 +245,7 @@ class Ledger:
             In every case nothing was charged.
         """
         now = self._now()
-        with self._lock:
+        with self._alone():
             with self._store.writing():
                 row = self._refreshed().reserve(charge, now)
                 key = (charge.unit, charge.adversary)
@@ -251,7 +264,7 @@ class Ledger:
             LedgerIntegrity, StorageError: as for :meth:`reserve`; the reservation stands.
         """
         now = self._now()
-        with self._lock:
+        with self._alone():
             with self._store.writing():
                 row = self._refreshed().settle(row_id, event, note, now)
                 self._store.insert(row)
@@ -279,7 +292,7 @@ class Ledger:
             PrivacyError: the ledger holds several units or adversaries and none was chosen, or
                 ``delta`` is below that of a lifetime budget which must be quoted.
         """
-        with self._lock:
+        with self._alone():
             self._refreshed()
             matching = [
                 key
@@ -307,13 +320,13 @@ class Ledger:
         Raises:
             PrivacyError: the ledger holds no such account.
         """
-        with self._lock:
+        with self._alone():
             self._refreshed()
             return self._known(unit, adversary).report(delta, adjacency)
 
     def accounts(self, *, adjacency: Adjacency = Adjacency.ADD_REMOVE) -> tuple[Account, ...]:
         """Every account with a charge or a budget, sorted by unit and adversary."""
-        with self._lock:
+        with self._alone():
             self._refreshed()
             states = sorted(
                 self._accounts.values(), key=lambda one: (one.unit.value, one.adversary)
@@ -332,7 +345,7 @@ class Ledger:
         Raises:
             PrivacyError: the ledger holds no such account.
         """
-        with self._lock:
+        with self._alone():
             chain = self._refreshed()
             known = self._known(unit, adversary)
             at = known.default_delta() if delta is None else check_delta(delta)
@@ -346,7 +359,7 @@ class Ledger:
             sign: returns the 64-byte signature of a message, e.g. ``Identity.sign``.
         """
         now = self._now()
-        with self._lock:
+        with self._alone():
             chain = self._refreshed()
             ledger_id, entries, head = chain.ledger_id, len(chain.entries), chain.head.hex()
         return Checkpoint.make(
@@ -367,7 +380,7 @@ class Ledger:
             LedgerIntegrity: any row, page or hash is wrong, a lifetime budget is exceeded, or
                 anchor or checkpoint is not in the chain.
         """
-        with self._lock:
+        with self._alone():
             self._store.check_pages()
             chain, heads = Chain(), []
             for row in self._store.rows_from(0):
@@ -405,10 +418,25 @@ class Ledger:
         return found
 
     def _now(self) -> int:
-        seconds = self._clock()
-        if not math.isfinite(seconds):
-            raise ConfigurationError(f"clock must return finite Unix seconds, got {seconds!r}")
+        seconds: object = self._clock()
+        # written so that a NaN is refused
+        if not (isinstance(seconds, (int, float)) and -_LATEST <= seconds <= _LATEST):
+            raise ConfigurationError(
+                f"clock must return finite Unix seconds, got {shown(seconds)[:40]}"
+            )
         return math.floor(seconds)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out, and refuse what would hang or under-state the account."""
+        self._store.check_process()  # first: a fork may have inherited the lock shut
+        with self._lock:
+            if self._torn:
+                raise LocalProtocolError(
+                    f"ledger {self._store.name}: a call was interrupted while it took over a row; "
+                    "close this object and open the ledger again"
+                )
+            yield
 
     def _refreshed(self) -> Chain:
         """The chain, after reading what other processes appended."""
@@ -424,6 +452,13 @@ class Ledger:
         return known
 
     def _absorb(self, row: Row) -> None:
-        entry = self._chain.append(row)
+        # an interrupt may come between any two statements: then chain and accounts are not used
+        self._torn = True
+        try:
+            entry = self._chain.append(row)
+        except LedgerIntegrity:
+            self._torn = False  # the chain is unchanged
+            raise
         if entry is not None:
             absorb_entry(self._accounts, self._chain, entry)
+        self._torn = False

@@ -20,7 +20,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from privfedrl.errors import LedgerIntegrity, PrivacyError, PrivfedrlError
+from privfedrl.errors import LedgerIntegrity, PrivacyError, PrivfedrlError, shown
 from privfedrl.privacy.dominance import is_no_costlier
 from privfedrl.privacy.events import DpEvent, NoReleaseEvent, event_from_dict, event_to_dict
 from privfedrl.privacy.ledger_rows import (
@@ -137,7 +137,7 @@ class Chain:
             is_canonical = canonical(data) == row.record
         except (ValueError, RecursionError) as error:
             raise LedgerIntegrity(f"ledger row {row.id} is not canonical JSON") from error
-        if not (is_canonical and isinstance(data, dict) and data.get("id") == row.id):
+        if not (is_canonical and isinstance(data, dict) and _is_int(data.get("id"), row.id)):
             raise LedgerIntegrity(f"ledger row {row.id} is not canonical JSON of its own row")
         kind = data.get("kind")
         if not isinstance(kind, str) or set(data) != _SHAPES.get(kind):
@@ -162,7 +162,7 @@ class Chain:
         return entry
 
     def _apply_genesis(self, data: dict[str, Any]) -> None:
-        if data["format"] != _FORMAT:
+        if not _is_int(data["format"], _FORMAT):
             raise LedgerIntegrity(
                 f"ledger format must be {_FORMAT}, found {data['format']!r}: another version "
                 "of privfedrl wrote it"
@@ -231,9 +231,12 @@ class Chain:
             )
 
     def _admit_settlement(self, reservation: int, event: DpEvent) -> None:
-        held = self.reservations.get(reservation)
+        # True and 1.0 are equal to 1, and would be written otherwise
+        held = self.reservations.get(reservation) if type(reservation) is int else None
         if held is None:
-            raise PrivacyError(f"row_id must be a reservation of this ledger, got {reservation!r}")
+            raise PrivacyError(
+                f"row_id must be a reservation of this ledger, got {shown(reservation)}"
+            )
         if held.realised is not None:
             raise PrivacyError(f"reservation {reservation} is settled already")
         check_event(event)
@@ -242,6 +245,11 @@ class Chain:
                 f"the realised event must cost no more than reservation {reservation}: reserved "
                 f"{held.charge.event!r}, realised {event!r}"
             )
+
+
+def _is_int(found: object, expected: int) -> bool:
+    """Whether ``found`` is that integer and no boolean or float that equals it."""
+    return type(found) is int and found == expected
 
 
 def link(previous: bytes, record: str) -> bytes:

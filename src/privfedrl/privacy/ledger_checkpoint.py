@@ -20,13 +20,23 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from privfedrl.errors import AuthenticationFailed, ConfigurationError, LedgerIntegrity
+from privfedrl.errors import AuthenticationFailed, ConfigurationError, LedgerIntegrity, shown
 from privfedrl.privacy.ledger_rows import canonical
 
-__all__ = ["Checkpoint", "Verifier", "check_place", "ed25519_verifier", "parse_head"]
+__all__ = [
+    "MAX_CHECKPOINT_BYTES",
+    "Checkpoint",
+    "Verifier",
+    "check_place",
+    "ed25519_verifier",
+    "parse_head",
+]
 
-Verifier = Callable[[bytes, bytes], None]
-"""Called with signature and message; raises if the signature is wrong."""
+MAX_CHECKPOINT_BYTES: Final = 4096
+"""The longest document that is read: the fields take less than 600."""
+
+Verifier = Callable[[bytes, bytes], object]
+"""Called with signature and message; raises, or returns False, if the signature is wrong."""
 
 _LABEL: Final = b"privfedrl/ledger-checkpoint/v1\x00"
 _FORMAT: Final = "pfrl-ledger-checkpoint/1"
@@ -77,11 +87,11 @@ class Checkpoint:
             value = getattr(self, field)
             if type(value) is not int or not least <= value <= _LARGEST:
                 raise ConfigurationError(
-                    f"{field} must be an integer in {least} .. 2^53-1, got {value!r}"
+                    f"{field} must be an integer in {least} .. 2^53-1, got {shown(value)}"
                 )
         if not isinstance(self.name, str) or not _NAME.search(self.name):
             raise ConfigurationError(
-                f"name must be 1 to 64 characters of A-Z a-z 0-9 . _ -, got {self.name!r}"
+                f"name must be 1 to 64 characters of A-Z a-z 0-9 . _ -, got {shown(self.name)}"
             )
 
     @classmethod
@@ -124,7 +134,10 @@ class Checkpoint:
         Raises:
             AuthenticationFailed: it is wrong (or whatever ``verifier`` raises).
         """
-        verifier(bytes.fromhex(self.signature), self.signed_bytes())
+        accepted = verifier(bytes.fromhex(self.signature), self.signed_bytes())
+        # some libraries say no instead of raising
+        if accepted is False:
+            raise AuthenticationFailed
 
     def to_json(self) -> str:
         """One canonical line of JSON, to be kept where the ledger's owner cannot write."""
@@ -133,6 +146,10 @@ class Checkpoint:
     @classmethod
     def from_json(cls, text: str | bytes) -> Checkpoint:
         """Inverse of :meth:`to_json`; raises ConfigurationError for anything else."""
+        if not isinstance(text, (str, bytes)) or len(text) > MAX_CHECKPOINT_BYTES:
+            raise ConfigurationError(
+                f"a {_FORMAT} document is text of at most {MAX_CHECKPOINT_BYTES} characters"
+            )
         try:
             found = msgspec.json.decode(text, type=_File)
         except (msgspec.MsgspecError, ValueError) as error:

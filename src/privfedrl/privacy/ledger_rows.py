@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 from privfedrl.privacy.events import DpEvent, event_from_dict, event_to_dict, unit_of
 from privfedrl.privacy.filters import Filter, FilterKind
 from privfedrl.privacy.units import Unit
@@ -83,9 +83,9 @@ class Charge:
         _check_number("delta", self.delta)
         # an integer above every float could be written and not be compared
         if not (0 <= self.epsilon <= sys.float_info.max or self.epsilon == math.inf):
-            raise ConfigurationError(f"epsilon must be >= 0, got {self.epsilon!r}")
+            raise ConfigurationError(f"epsilon must be >= 0, got {shown(self.epsilon)}")
         if not 0 < self.delta < 1:
-            raise ConfigurationError(f"delta must lie in (0, 1), got {self.delta!r}")
+            raise ConfigurationError(f"delta must lie in (0, 1), got {shown(self.delta)}")
         _check_participations(self.max_participations, self.unit)
 
 
@@ -120,7 +120,7 @@ class Budget:
         if not (kept.allowed > 0.0 and 0.0 < epsilon < math.inf):
             raise ConfigurationError(
                 "epsilon must be finite and > 0, and large enough to admit any release at delta = "
-                f"{delta!r}, got {epsilon!r}"
+                f"{delta!r}, got {shown(epsilon)}"
             )
         return cls(unit=unit, adversary=adversary, filter=kept)
 
@@ -276,7 +276,7 @@ def _encodes(text: str) -> bool:
 
 def _check_unit(unit: object) -> None:
     if not isinstance(unit, Unit):
-        raise ConfigurationError(f"unit must be a Unit, got {unit!r}")
+        raise ConfigurationError(f"unit must be a Unit, got {shown(unit)}")
 
 
 def _check_number(name: str, value: object) -> None:
@@ -292,4 +292,4 @@ def _check_participations(value: object, unit: Unit) -> None:
             f"max_participations is about persons, leave it None for the unit {unit.value}"
         )
     if type(value) is not int or not 1 <= value <= _MAX_PARTICIPATIONS:
-        raise ConfigurationError(f"max_participations must be an integer >= 1, got {value!r}")
+        raise ConfigurationError(f"max_participations must be an integer >= 1, got {shown(value)}")

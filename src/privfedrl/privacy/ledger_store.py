@@ -22,6 +22,7 @@ from pathlib import Path
 from privfedrl.errors import LedgerIntegrity, LocalProtocolError, StorageError
 from privfedrl.privacy.ledger_chain import Chain
 from privfedrl.privacy.ledger_rows import Row
+from privfedrl.privacy.sqlite_files import checked_path, file_identity
 
 __all__ = ["Store"]
 
@@ -60,27 +61,47 @@ class Store:
     """One open ledger file (or ":memory:"). Not for use across a fork."""
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool, timeout_s: float) -> None:
-        self.name = os.fspath(path)
+        self.name = checked_path("ledger", path, timeout_s)
         self.read_only = read_only
         self._memory = self.name == ":memory:"
+        # absolute: the process may change its folder while the ledger is open
+        self._path = Path(self.name).absolute()
         self._timeout_s = timeout_s
         self._pid = os.getpid()
         self._inode: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         with self._translated():
             self._connection = self._open_memory() if self._memory else self._open_file()
         try:
             with self._translated():
                 self._check_schema()
+            if not (self._memory or read_only):
+                # there since the first read, and until the last connection is closed
+                self._log = file_identity(self._log_path())
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Release the file; further use raises."""
+        if self.is_foreign:
+            return  # it is the parent's: not even its memory may be given back here
         connection, self._connection = self._connection, None
-        if connection is not None and self._pid == os.getpid():
+        if connection is not None:
             connection.close()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a forked copy of what another process opened."""
+        return self._pid != os.getpid()
+
+    def check_process(self) -> None:
+        """Raise LocalProtocolError in a forked child: locks are inherited shut."""
+        if self.is_foreign:
+            raise LocalProtocolError(
+                f"ledger {self.name} was opened by another process; open it again after a fork"
+            )
 
     def rows_from(self, first: int) -> list[Row]:
         """All rows with id >= ``first`` in order, from one snapshot."""
@@ -101,9 +122,10 @@ class Store:
         """Hold the write lock; commit durably at the end, or roll back if anything is raised."""
         if self.read_only:
             raise StorageError(f"ledger {self.name} was opened read-only, nothing is charged")
-        with self._translated():
-            self._live().execute("BEGIN IMMEDIATE")
+        self._roll_back()  # what an interrupt may have left behind
         try:
+            with self._translated():
+                self._live().execute("BEGIN IMMEDIATE")
             yield
             with self._translated():
                 self._live().execute("COMMIT")
@@ -117,29 +139,29 @@ class Store:
             self._live().execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
 
     def _roll_back(self) -> None:
-        if self._connection is not None and self._connection.in_transaction:
+        connection = None if self.is_foreign else self._connection
+        if connection is not None and connection.in_transaction:
             # the error that brought us here is the one to report
             with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")
 
     def _live(self) -> sqlite3.Connection:
-        """The connection, if it still belongs to this process and to the file at the path."""
+        """The connection, if it still belongs to this process and to the files at the path."""
+        self.check_process()
         if self._connection is None:
             raise LocalProtocolError(f"ledger {self.name} is closed")
-        if self._pid != os.getpid():
-            raise LocalProtocolError(
-                f"ledger {self.name} was opened by another process; open it again after a fork"
-            )
-        if self._inode is not None and self._stat() != self._inode:
+        if self._inode is not None and file_identity(self._path) != self._inode:
             raise LedgerIntegrity(f"ledger {self.name} was replaced or removed while it was open")
+        # rows in a log that has no name are lost with this process, and no other one counts them
+        if self._log is not None and file_identity(self._log_path()) != self._log:
+            raise LedgerIntegrity(
+                f"the write-ahead log of ledger {self.name} was replaced or removed while it was "
+                "open: its newest rows may be lost"
+            )
         return self._connection
 
-    def _stat(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self.name)
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
+    def _log_path(self) -> Path:
+        return self._path.with_name(self._path.name + "-wal")
 
     def _open_memory(self) -> sqlite3.Connection:
         if self.read_only:
@@ -149,13 +171,13 @@ class Store:
         return connection
 
     def _open_file(self) -> sqlite3.Connection:
-        path = Path(self.name).absolute()
+        path = self._path
         try:
             if not path.exists():
                 self._create(path)
             if path.stat().st_size == 0:
                 raise LedgerIntegrity(f"ledger {self.name} is empty: truncated, or not a ledger")
-            self._inode = self._stat()
+            self._inode = file_identity(path)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
@@ -173,7 +195,7 @@ class Store:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError:
             connection.close()
-            wal = path.with_name(path.name + "-wal")
+            wal = self._log_path()
             # an archived copy in a read-only folder has no room for the shared-memory file; it is
             # safe to read as immutable only if no write-ahead log holds newer rows
             if os.access(path.parent, os.W_OK) or (wal.exists() and wal.stat().st_size > 0):

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 from privfedrl.privacy.correlated import CorrelatedNoise
 from privfedrl.privacy.events import MIN_SHARE_VARIANCE, DiscreteGaussianEvent, SkellamEvent
 from privfedrl.privacy.samplers import (
@@ -74,7 +74,7 @@ class Mechanism(ABC):
         for name in ("share_variance", "num_coordinates"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
+                raise ConfigurationError(f"{name} must be an integer >= 1, got {shown(value)}")
         if self.share_variance < self.least_variance:
             raise ConfigurationError(
                 f"share_variance must be >= {self.least_variance} for {type(self).__name__}, got "
@@ -246,6 +246,6 @@ def _checked(honest_survivors: int) -> int:
         or honest_survivors < 1
     ):
         raise ConfigurationError(
-            f"honest_survivors must be an integer >= 1, got {honest_survivors!r}"
+            f"honest_survivors must be an integer >= 1, got {shown(honest_survivors)}"
         )
     return honest_survivors

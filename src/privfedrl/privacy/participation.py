@@ -30,7 +30,7 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-from privfedrl.errors import ConfigurationError, PrivacyError
+from privfedrl.errors import ConfigurationError, PrivacyError, shown
 from privfedrl.privacy.participation_store import ParticipationStore
 
 __all__ = ["ParticipationRegister"]
@@ -83,6 +83,7 @@ class ParticipationRegister:
             In every case nothing was recorded.
         """
         names = _checked(plan_digest, release_id, subjects, cap)
+        self._store.check_process()
         with self._lock, self._store.writing() as connection:
             plan = self._plan(connection, plan_digest, cap)
             known = connection.execute("SELECT 1 FROM releases WHERE id = ?", (release_id,))
@@ -103,8 +104,10 @@ class ParticipationRegister:
             "SELECT count FROM participations JOIN plans ON plans.id = plan "
             "WHERE digest = ? AND subject = ?"
         )
+        _check_digest(plan_digest)
         if not _is_name(subject):
             raise ConfigurationError(f"subject must be 1 to {_MAX_TEXT} printable characters")
+        self._store.check_process()
         values = (plan_digest, self._hashed(subject))
         with self._lock, self._store.reading() as connection:
             found = connection.execute(query, values).fetchone()
@@ -112,6 +115,8 @@ class ParticipationRegister:
 
     def close(self) -> None:
         """Release the file; further use raises LocalProtocolError."""
+        if self._store.is_foreign:
+            return  # a fork may have inherited the lock shut
         with self._lock:
             self._store.close()
 
@@ -151,18 +156,22 @@ def _checked(
     plan_digest: object, release_id: object, subjects: object, cap: object
 ) -> frozenset[str]:
     """The distinct subjects; ConfigurationError without naming anybody."""
-    if not isinstance(plan_digest, bytes) or len(plan_digest) != 32:
-        raise ConfigurationError("plan_digest must be 32 bytes")
+    _check_digest(plan_digest)
     if not _is_name(release_id):
         raise ConfigurationError(f"release_id must be 1 to {_MAX_TEXT} printable characters")
     if isinstance(cap, bool) or not isinstance(cap, int) or not 1 <= cap <= _MAX_CAP:
-        raise ConfigurationError(f"cap must be an integer in 1 .. {_MAX_CAP}, got {cap!r}")
+        raise ConfigurationError(f"cap must be an integer in 1 .. {_MAX_CAP}, got {shown(cap)}")
     # a text is a sequence of texts, too: its letters would be taken for persons
     if isinstance(subjects, str | bytes) or not isinstance(subjects, Sequence):
         raise ConfigurationError(f"subjects must be a sequence, got {type(subjects).__name__}")
     if not all(_is_name(subject) for subject in subjects):
         raise ConfigurationError(f"every subject must be 1 to {_MAX_TEXT} printable characters")
     return frozenset(subjects)
+
+
+def _check_digest(plan_digest: object) -> None:
+    if not isinstance(plan_digest, bytes) or len(plan_digest) != 32:
+        raise ConfigurationError("plan_digest must be 32 bytes")
 
 
 def _is_name(value: object) -> bool:

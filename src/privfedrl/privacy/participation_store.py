@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from privfedrl.errors import LedgerIntegrity, LocalProtocolError, StorageError
+from privfedrl.privacy.sqlite_files import checked_path, file_identity
 
 __all__ = ["ParticipationStore"]
 
@@ -74,14 +75,20 @@ class ParticipationStore:
     """One open register file (or ":memory:"). Not for use across a fork."""
 
     def __init__(self, path: str | os.PathLike[str], *, timeout_s: float) -> None:
-        self.name = os.fspath(path)
+        self.name = checked_path("register", path, timeout_s)
+        # absolute: the process may change its folder while the register is open
+        self._path = Path(self.name).absolute()
         self._timeout_s = timeout_s
         self._pid = os.getpid()
         self._inode: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         with self._translated():
             memory = self.name == ":memory:"
             self._connection = self._open_memory() if memory else self._open_file()
+        if not memory:
+            # there since the first read, and until the last connection is closed
+            self._log = file_identity(self._log_path())
 
     @property
     def is_open(self) -> bool:
@@ -90,10 +97,23 @@ class ParticipationStore:
 
     def close(self) -> None:
         """Release the file; further use raises LocalProtocolError."""
+        if self.is_foreign:
+            return  # it is the parent's: not even its memory may be given back here
         connection, self._connection = self._connection, None
-        # a forked child must not touch the parent's locks
-        if connection is not None and self._pid == os.getpid():
+        if connection is not None:
             connection.close()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a forked copy of what another process opened."""
+        return self._pid != os.getpid()
+
+    def check_process(self) -> None:
+        """Raise LocalProtocolError in a forked child: locks are inherited shut."""
+        if self.is_foreign:
+            raise LocalProtocolError(
+                f"register {self.name} was opened by another process; open it again after a fork"
+            )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -106,27 +126,32 @@ class ParticipationStore:
         """Hold the write lock; commit durably at the end, or roll back if anything is raised."""
         with self._translated():
             connection = self._live()
-            connection.execute("BEGIN IMMEDIATE")
+            _roll_back(connection)  # what an interrupt may have left behind
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                # sqlite may have rolled back by itself; the error that brought us here is reported
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
                 raise
 
     def _live(self) -> sqlite3.Connection:
-        """The connection, if it still belongs to this process and to the file at the path."""
+        """The connection, if it still belongs to this process and to the files at the path."""
+        self.check_process()
         if self._connection is None:
             raise LocalProtocolError(f"register {self.name} is closed")
-        if self._pid != os.getpid():
-            raise LocalProtocolError(
-                f"register {self.name} was opened by another process; open it again after a fork"
-            )
-        if self._inode is not None and _identity(self.name) != self._inode:
+        if self._inode is not None and file_identity(self._path) != self._inode:
             raise LedgerIntegrity(f"register {self.name} was replaced or removed while it was open")
+        # counts in a log that has no name are lost with this process
+        if self._log is not None and file_identity(self._log_path()) != self._log:
+            raise LedgerIntegrity(
+                f"the write-ahead log of register {self.name} was replaced or removed while it "
+                "was open: its newest counts may be lost"
+            )
         return self._connection
+
+    def _log_path(self) -> Path:
+        return self._path.with_name(self._path.name + "-wal")
 
     def _open_memory(self) -> sqlite3.Connection:
         connection = _connect(":memory:", self._timeout_s)
@@ -135,13 +160,13 @@ class ParticipationStore:
         return connection
 
     def _open_file(self) -> sqlite3.Connection:
-        path = Path(self.name).absolute()
+        path = self._path
         try:
             if not path.exists():
                 self._create(path)
             if path.stat().st_size == 0:
                 raise LedgerIntegrity(f"register {self.name} is empty: it was truncated")
-            self._inode = _identity(self.name)
+            self._inode = file_identity(path)
         except StorageError:
             raise
         except OSError as error:
@@ -250,13 +275,11 @@ def _initialise(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _identity(name: str) -> tuple[int, int] | None:
-    """Which file the path leads to, None if to none that can be seen."""
-    try:
-        found = os.stat(name)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        # the error that brought us here is the one to report
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
 
 def _sync_folder(folder: Path) -> None:

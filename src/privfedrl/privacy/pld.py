@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError, UnsupportedMechanism
+from privfedrl.errors import ConfigurationError, UnsupportedMechanism, shown
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
@@ -91,7 +91,7 @@ def _checked(counts: Mapping[DpEvent, int]) -> dict[DpEvent, int]:
         raise UnsupportedMechanism(f"events must share one unit of privacy, found {names}")
     for count in counts.values():
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ConfigurationError(f"counts must be integers >= 0, got {count!r}")
+            raise ConfigurationError(f"counts must be integers >= 0, got {shown(count)}")
     return {event: count for event, count in counts.items() if count}
 
 

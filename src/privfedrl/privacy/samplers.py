@@ -19,14 +19,13 @@ import math
 import os
 from functools import lru_cache
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 from privfedrl.privacy.table_sampler import (
     Entropy,
     IntArray,
     Table,
     check_integer,
     draw_sum,
-    shown,
     table_of,
 )
 

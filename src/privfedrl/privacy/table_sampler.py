@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 
 __all__ = [
     "BLOCK",
@@ -33,7 +33,6 @@ __all__ = [
     "check_integer",
     "draw_sum",
     "read_entropy",
-    "shown",
     "table_of",
 ]
 
@@ -45,13 +44,6 @@ BLOCK = 1 << 17  # samples per pass; keeps temporaries inside the second-level c
 MAX_SIZE = 1 << 28  # samples per call, 2 GiB of them: a mistyped size must not exhaust memory
 _TOP = 2**128 - 1
 _GUIDE_BITS = 16  # first-level index: 65,536 buckets of the high word
-
-
-def shown(value: object) -> str:
-    """``value`` for a message; integers too long to print are named by their length."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"an integer of {value.bit_length()} bits"
-    return repr(value)
 
 
 def check_integer(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, shown
 
 __all__ = ["Adjacency", "IntegerSensitivity", "Unit"]
 
@@ -56,13 +56,14 @@ class IntegerSensitivity:
         for name in ("l2_squared", "l1"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
+                raise ConfigurationError(f"{name} must be an integer >= 1, got {shown(value)}")
         if not isinstance(self.unit, Unit):
             raise ConfigurationError(f"unit must be a Unit, got {self.unit!r}")
         # |k| <= k^2 for integers, so an L1 bound above the squared L2 bound is never needed
         if self.l1 > self.l2_squared:
             raise ConfigurationError(
-                f"l1 must be <= l2_squared = {self.l2_squared} for integer vectors, got {self.l1}"
+                f"l1 must be <= l2_squared = {shown(self.l2_squared)} for integer vectors, "
+                f"got {shown(self.l1)}"
             )
 
     def for_adjacency(self, adjacency: Adjacency) -> IntegerSensitivity:

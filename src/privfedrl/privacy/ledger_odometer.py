@@ -1,0 +1,152 @@
+"""The running epsilon of one account after each of its rows, for display.
+
+Guarantee: every figure is that of ``ledger_costs.running_cost`` for the releases up to the row, to
+1e-9 relative; the time per row does not depend on how many rows there are.
+
+It is no guarantee about the account, see ``ledger_accounts``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from privfedrl.privacy.accountant import epsilon_of_counts
+from privfedrl.privacy.events import DpEvent, GaussianEvent, NoReleaseEvent, UnboundedEvent
+from privfedrl.privacy.filters import Filter, sum_of_costliest
+from privfedrl.privacy.gdp import gaussian_epsilon
+from privfedrl.privacy.ledger_chain import AccountKey, Chain
+from privfedrl.privacy.ledger_rows import Charge, Entry
+from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
+from privfedrl.privacy.units import Unit
+
+__all__ = ["OdometerRow", "odometer_rows"]
+
+FloatArray = npt.NDArray[np.float64]
+# only its loss function is used, which no budget enters
+_GAUSSIAN = Filter.declare("gdp", 1.0, 1e-5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OdometerRow:
+    """The diagnostic epsilon of an account after one of its rows."""
+
+    entry: int
+    kind: str
+    release_id: str
+    epsilon: float
+
+
+def odometer_rows(chain: Chain, key: AccountKey, delta: float) -> tuple[OdometerRow, ...]:
+    """The running epsilon of one account after each of its reserve and settle rows."""
+    meter = _Worst(delta) if key[0] is Unit.TRAJECTORY else _Sum(delta)
+    rows = []
+    for entry in chain.entries:
+        charge = None if entry.budget is not None else _charge(chain, entry)
+        if charge is None or (charge.unit, charge.adversary) != key:
+            continue
+        if entry.reservation is not None:
+            meter.change(charge, charge.event, -1)
+        meter.change(charge, entry.event, 1)
+        rows.append(
+            OdometerRow(
+                entry=entry.id,
+                kind=entry.kind,
+                release_id=charge.release_id,
+                epsilon=meter.epsilon(),
+            )
+        )
+    return tuple(rows)
+
+
+def _charge(chain: Chain, entry: Entry) -> Charge:
+    """The charge that a reserve or settle row is about."""
+    reserved = entry.id if entry.reservation is None else entry.reservation
+    return chain.reservations[reserved].charge
+
+
+@dataclass(slots=True)
+class _Worst:
+    """Trajectories: the largest figure among the releases that stand."""
+
+    delta: float
+    figures: dict[DpEvent, float] = field(default_factory=dict)
+    standing: Counter[float] = field(default_factory=Counter)
+
+    def change(self, charge: Charge, event: DpEvent, by: int) -> None:
+        del charge  # whose plan it is does not matter: every set is a group of its own
+        if event not in self.figures:
+            self.figures[event] = epsilon_of_counts({event: 1}, self.delta).epsilon
+        figure = self.figures[event]
+        self.standing[figure] += by
+        if not self.standing[figure]:
+            del self.standing[figure]
+
+    def epsilon(self) -> float:
+        return max(self.standing, default=0.0)
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Persons and agents: the curves of all plans, added."""
+
+    delta: float
+    plans: dict[bytes, _PlanCurve] = field(default_factory=dict)
+    kinds: Counter[type] = field(default_factory=Counter)
+
+    def change(self, charge: Charge, event: DpEvent, by: int) -> None:
+        self.kinds[type(event)] += by
+        plan = self.plans.get(charge.plan_digest)
+        if plan is None:
+            plan = self.plans[charge.plan_digest] = _PlanCurve(charge.max_participations)
+        plan.change(event, by)
+
+    def epsilon(self) -> float:
+        costly = {kind for kind, count in self.kinds.items() if count} - {NoReleaseEvent}
+        if not costly:
+            return 0.0
+        if UnboundedEvent in costly:
+            return math.inf
+        total = np.sum([plan.total for plan in self.plans.values()], axis=0)
+        if costly == {GaussianEvent}:
+            return gaussian_epsilon(math.sqrt(float(total[-1])), self.delta)
+        return rdp_to_epsilon(total[:-1], ORDERS, self.delta)[0]
+
+
+@dataclass(slots=True)
+class _PlanCurve:
+    """One plan: the summed curve of what one unit may have taken part in.
+
+    ``curves``: float64 [events that ever stood, orders + 1]; the last column is the loss of the
+    Gaussian filter, 0 for other events.
+    """
+
+    cap: int | None
+    releases: int = 0
+    finite: bool = True
+    places: dict[DpEvent, int] = field(default_factory=dict)
+    counts: FloatArray = field(default_factory=lambda: np.zeros(1))
+    curves: FloatArray = field(default_factory=lambda: np.zeros((1, ORDERS.size + 1)))
+    total: FloatArray = field(default_factory=lambda: np.zeros(ORDERS.size + 1))
+
+    def change(self, event: DpEvent, by: int) -> None:
+        place = self.places.setdefault(event, len(self.places))
+        if place == len(self.counts):
+            # doubled, so that many different events cost no more than their number
+            self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
+            self.curves = np.concatenate([self.curves, np.zeros_like(self.curves)])
+        if not self.counts[place]:
+            loss = _GAUSSIAN.loss(event) if isinstance(event, GaussianEvent) else 0.0
+            self.curves[place] = np.append(event_rdp(event), loss)
+            self.finite = self.finite and bool(np.isfinite(self.curves[place]).all())
+        self.counts[place] += by
+        self.releases += by
+        if self.finite and (self.cap is None or self.releases <= self.cap):
+            # the same sum, at a tenth of the time
+            self.total = self.counts @ self.curves
+        else:
+            self.total = sum_of_costliest(self.curves, self.counts.tolist(), self.cap)
