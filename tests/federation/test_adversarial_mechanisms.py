@@ -305,7 +305,7 @@ GROUPS = {
 @given(
     name=st.sampled_from(sorted(GROUPS)),
     exponents=st.lists(st.floats(-308.0, 308.0), min_size=1, max_size=6),
-    clip=st.sampled_from([1e-30, 1e-3, 1.0, 0.3, 1e9]),
+    clip=st.sampled_from([1e-11, 1e-3, 1.0, 0.3, 1e9]),
     seed=st.integers(0, 2**32),
 )
 def test_no_row_that_training_makes_is_refused_by_the_encoder(
@@ -473,8 +473,10 @@ def test_every_ledger_holds_the_coordinators_event_or_a_costlier_one(
     people = [f"agent-{k:03d}" for k in range(plan.fleet.agents)]
     for one in [*people, *([KEY_AUTHORITY] if kind == "bfv" else [])]:
         held = _events(tmp_path / "run" / "agents" / one / "ledger.db")
-        assert set(held) <= set(main)
-        assert all(event in (main[key], setup.worst_event) for key, event in held.items())
+        # a row for each private step of an agent, all about the one release of its round
+        release = {key: key if key in main else key.rpartition("/")[0] for key in held}
+        assert set(release.values()) <= set(main)
+        assert all(event in (main[release[key]], setup.worst_event) for key, event in held.items())
     if kind == "bfv":
         assert held == main
 
