@@ -1,0 +1,70 @@
+"""A statement names every party, all that it sees, and each duty that its claims rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from privfedrl.federation.setup import round_setup
+from privfedrl.federation.trust_texts import secure_aggregation, trust_model
+from privfedrl.plan import Plan
+
+Make = Callable[..., Plan]
+CENTRAL = {"privacy": {"mechanism": "central-discrete-gaussian"}}
+
+
+def views(plan: Plan) -> dict[str, tuple[str, str]]:
+    return {view.party: (view.sees, view.trusted_for) for view in trust_model(round_setup(plan))}
+
+
+@pytest.mark.parametrize(
+    ("protection", "services"),
+    [
+        ({"kind": "pairwise"}, []),
+        ({"kind": "none"}, []),
+        ({"kind": "bfv", "readding": "key-authority"}, ["key authority"]),
+        ({"kind": "bfv", "readding": "auditor"}, ["key authority", "auditor"]),
+        ({"kind": "ckks", "readding": "none"}, ["key authority"]),
+    ],
+)
+def test_every_party_of_a_plan_is_named_once(
+    make_plan: Make, protection: dict[str, Any], services: list[str]
+) -> None:
+    plan = make_plan(protection=protection)
+    named = [view.party for view in trust_model(round_setup(plan))]
+    assert named[0].startswith("coordinator")
+    assert named[1:] == [*services, "one agent", "the public"]
+
+
+def test_whoever_adds_the_noise_is_said_to_see_sums_without_it(make_plan: Make) -> None:
+    masked = views(make_plan(CENTRAL))["coordinator"]
+    assert "without noise" in masked[0]
+    assert "adding noise" in masked[1]
+    encrypted = views(make_plan(CENTRAL, protection={"kind": "bfv"}))
+    assert "without noise" in encrypted["key authority"][0]
+    assert "adding noise before anybody sees a sum" in encrypted["key authority"][1]
+    assert "without noise" not in encrypted["coordinator with up to 1 agents"][0]
+    for mechanism in ("skellam", "discrete-gaussian"):
+        others = views(make_plan(privacy={"mechanism": mechanism}))
+        assert not any("without noise" in sees for sees, _ in others.values())
+
+
+def test_who_holds_uploads_is_said_to_be_able_to_read_them(make_plan: Make) -> None:
+    for readding in ("key-authority", "auditor", "none"):
+        found = views(make_plan(protection={"kind": "bfv", "readding": readding}))
+        can_read = "decrypt one by one" in found["key authority"][0]
+        assert can_read == (readding == "key-authority")
+        coordinator = found["coordinator with up to 1 agents"][1]
+        assert "not colluding with the key authority" in coordinator
+        assert ("adding correctly" in coordinator) == (readding == "none")
+
+
+def test_a_sum_in_the_clear_is_not_called_protected(make_plan: Make) -> None:
+    plain = secure_aggregation(round_setup(make_plan(protection={"kind": "none"})))
+    assert (plain.protocol, plain.cryptographic) == ("none", False)
+    for kind in ("pairwise", "bfv", "ckks"):
+        assert secure_aggregation(round_setup(make_plan(protection={"kind": kind}))).cryptographic
+    ckks = secure_aggregation(round_setup(make_plan(protection={"kind": "ckks"})))
+    assert "if they upload real encryptions" in ckks.threat_model
