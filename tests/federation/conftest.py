@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,36 @@ def make_plan() -> Callable[..., Plan]:
 def agent_unit() -> dict[str, dict[str, Any]]:
     """Sections that turn the tiny plan into one whose unit is the agent."""
     return AGENT_UNIT
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler of the library may swallow it."""
+
+
+@pytest.fixture(scope="session")
+def killed_at() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """A block that dies at the ``call``-th use of a function, before or after it did its work."""
+
+    @contextlib.contextmanager
+    def killed(owner: Any, name: str, *, call: int, after: bool) -> Iterator[None]:
+        original, count = getattr(owner, name), 0
+
+        def dying(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == call and not after:
+                raise Killed
+            result = original(*args, **kwargs)
+            if count == call:
+                raise Killed
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, dying)
+            with pytest.raises(Killed):
+                yield
+
+    return killed
 
 
 @dataclass

@@ -57,10 +57,6 @@ WIDE = {"encoding": {"ring_bits": 64}}
 SEED = bytes(range(32))
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: no handler of the library may swallow it."""
-
-
 def run(plan: Plan, out: Path, **changes: Any) -> Run:
     given_: dict[str, Any] = {"out": out, "seed": 3, "runtime": ONE}
     return simulate(plan, **(given_ | {"entropy": DeterministicEntropy(b"same")} | changes))
@@ -321,23 +317,6 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return found
 
 
-def die_at(patch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int, after: bool) -> None:
-    """Kill the process at the ``call``-th use of a function, before or after it did its work."""
-    original, count = getattr(owner, name), 0
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == call and not after:
-            raise Killed
-        result = original(*args, **kwargs)
-        if count == call:
-            raise Killed
-        return result
-
-    patch.setattr(owner, name, dying)
-
-
 def check_releases(setup: RoundSetup, task_id: bytes, saved: list[bytes]) -> None:
     """Each round mixed once, each with noise of its own that is not zero."""
     memories = [unpack_memory(setup, task_id, data) for data in saved]
@@ -378,7 +357,7 @@ MASKED = ("saving the memory", "the memory is saved", "saving the checkpoint")
     [*((point, "none") for point in POINTS), *((point, "pairwise") for point in MASKED)],
 )
 def test_a_run_that_died_mixes_no_round_twice_and_reuses_no_noise(
-    tmp_path: Path, make_plan: Make, saved: list[bytes], point: str, kind: str
+    tmp_path: Path, make_plan: Make, killed_at: Any, saved: list[bytes], point: str, kind: str
 ) -> None:
     protection = {"min_clients": 3, "kind": kind}
     plan = make_plan(BANDS, federation={"rounds": 3}, fleet={"agents": 5}, protection=protection)
@@ -386,10 +365,8 @@ def test_a_run_that_died_mixes_no_round_twice_and_reuses_no_noise(
     expected = list(saved)
     saved.clear()
     owner, name, call, after, released = POINTS[point]
-    with pytest.MonkeyPatch.context() as patch:
-        die_at(patch, owner, name, call=call, after=after)
-        with pytest.raises(Killed):
-            run(plan, tmp_path / "cut")
+    with killed_at(owner, name, call=call, after=after):
+        run(plan, tmp_path / "cut")
     resumed = run(plan, tmp_path / "cut", resume=True)
     header = RunDirectory(tmp_path / "cut").header()
     assert header is not None
@@ -438,13 +415,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, make_plan: Make)
 
 
 def test_the_file_is_for_its_owner_alone_and_gone_or_damaged_it_stops_the_run(
-    tmp_path: Path, make_plan: Make
+    tmp_path: Path, make_plan: Make, killed_at: Any
 ) -> None:
     plan = make_plan(BANDS, federation={"rounds": 3}, protection={"kind": "none"})
-    with pytest.MonkeyPatch.context() as patch:
-        die_at(patch, RunDirectory, "save", call=2, after=True)
-        with pytest.raises(Killed):
-            run(plan, tmp_path / "run")
+    with killed_at(RunDirectory, "save", call=2, after=True):
+        run(plan, tmp_path / "run")
     path = RunDirectory(tmp_path / "run").past_sums
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     whole = path.read_bytes()

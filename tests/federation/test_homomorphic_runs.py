@@ -445,25 +445,16 @@ def test_a_process_killed_between_charge_and_decryption_has_charged_and_never_op
     ids=["charge, before", "charge", "key", "decryption", "checkpoint, before"],
 )
 def test_a_run_that_died_beside_any_step_of_the_trustee_goes_on(
-    tmp_path: Path, make_plan: Callable[..., Plan], owner: Any, name: str, after: bool
+    tmp_path: Path,
+    make_plan: Callable[..., Plan],
+    killed_at: Any,
+    owner: Any,
+    name: str,
+    after: bool,
 ) -> None:
     plan, out = make_plan(SHORT, protection={"kind": "bfv"}), tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        original, count = getattr(owner, name), 0
-
-        def dying(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == 2 and not after:
-                raise Killed
-            result = original(*args, **kwargs)
-            if count == 2:
-                raise Killed
-            return result
-
-        patch.setattr(owner, name, dying)
-        with pytest.raises(Killed):
-            run(plan, out)
+    with killed_at(owner, name, call=2, after=after):
+        run(plan, out)
     run(plan, out, resume=True)
     assert [row["round"] for row in rows(out)] == [0, 1]
     # what was charged before it died stays charged, and the round is made anew

@@ -31,10 +31,6 @@ ONE = Runtime(workers=1)
 ROUNDS = 3
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: no handler of the library may swallow it."""
-
-
 def run(plan: Plan, out: Path, **changes: Any) -> Run:
     return simulate(plan, **({"out": out, "seed": 3, "runtime": ONE} | changes))
 
@@ -76,52 +72,27 @@ POINTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def killed_run(
-    plan: Plan, out: Path, owner: Any, name: str, *, call: int, after: bool, **changes: Any
-) -> None:
-    """A run that dies at the ``call``-th use of ``owner.name``."""
-    with pytest.MonkeyPatch.context() as patch:
-        die_at(patch, owner, name, call=call, after=after)
-        with pytest.raises(Killed):
-            run(plan, out, **changes)
-
-
-def die_at(patch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int, after: bool) -> None:
-    """Kill the process at the ``call``-th use of a function, before or after it did its work."""
-    original, count = getattr(owner, name), 0
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == call and not after:
-            raise Killed
-        result = original(*args, **kwargs)
-        if count == call:
-            raise Killed
-        return result
-
-    patch.setattr(owner, name, dying)
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_that_died_beside_any_write_goes_on(
-    tmp_path: Path, make_plan: Callable[..., Plan], point: str, after: bool
+    tmp_path: Path, make_plan: Callable[..., Plan], killed_at: Any, point: str, after: bool
 ) -> None:
     plan = make_plan(federation={"rounds": 2}, fleet={"agents": 5}, protection={"min_clients": 3})
     owner, name = POINTS[point]
     late = {"a charge": 9, "a settlement": 9, "a row": 4, "a transcript": 2, "a checkpoint": 2}
-    killed_run(plan, tmp_path / "run", owner, name, call=late.get(point, 1), after=after)
+    with killed_at(owner, name, call=late.get(point, 1), after=after):
+        run(plan, tmp_path / "run")
     finished = run(plan, tmp_path / "run", resume=True)
     check_complete(tmp_path / "run", kills=1, rounds=2)
     assert finished.summary.rounds == 2
 
 
 def test_a_row_cut_short_by_a_crash_is_replaced(
-    tmp_path: Path, make_plan: Callable[..., Plan]
+    tmp_path: Path, make_plan: Callable[..., Plan], killed_at: Any
 ) -> None:
     plan, out = make_plan(), tmp_path / "run"
-    killed_run(plan, out, RunDirectory, "append", call=3, after=True)
+    with killed_at(RunDirectory, "append", call=3, after=True):
+        run(plan, out)
     with open(out / METRICS, "a", encoding="utf-8") as file:
         file.write('{"round": 2, "epsi')
     (out / ".privfedrl-partial-checkpoint.bin.abc123").write_bytes(b"half a checkpoint")
@@ -130,13 +101,14 @@ def test_a_row_cut_short_by_a_crash_is_replaced(
 
 
 def test_a_resumed_run_continues_bit_for_bit_where_nothing_was_lost(
-    tmp_path: Path, make_plan: Callable[..., Plan]
+    tmp_path: Path, make_plan: Callable[..., Plan], killed_at: Any
 ) -> None:
     """Death after a checkpoint: with replayable entropy the result is that of a whole run."""
     plan = make_plan()
     given = {"entropy": DeterministicEntropy(b"a")}
     whole = run(plan, tmp_path / "whole", **given)
-    killed_run(plan, tmp_path / "run", RunDirectory, "save", call=2, after=True, **given)
+    with killed_at(RunDirectory, "save", call=2, after=True):
+        run(plan, tmp_path / "run", **given)
     resumed = run(plan, tmp_path / "run", resume=True, **given)
     assert np.array_equal(whole.parameters, resumed.parameters)
     first, second = (RunDirectory(tmp_path / name).rows(METRICS) for name in ("whole", "run"))
@@ -145,11 +117,12 @@ def test_a_resumed_run_continues_bit_for_bit_where_nothing_was_lost(
 
 
 def test_a_round_that_was_lost_is_made_with_fresh_trajectories_and_fresh_noise(
-    tmp_path: Path, make_plan: Callable[..., Plan]
+    tmp_path: Path, make_plan: Callable[..., Plan], killed_at: Any
 ) -> None:
     plan, out = make_plan(), tmp_path / "run"
     given = {"entropy": DeterministicEntropy(b"a")}
-    killed_run(plan, out, RunDirectory, "save", call=1, after=False, **given)
+    with killed_at(RunDirectory, "save", call=1, after=False):
+        run(plan, out, **given)
     (lost,) = RunDirectory(out).rows(ORACLE)
     run(plan, out, resume=True, **given)
     repeated = RunDirectory(out).rows(ORACLE)[0]
@@ -176,10 +149,11 @@ def test_resuming_a_complete_run_adds_nothing(
 
 @pytest.fixture(scope="module")
 def halted_once(
-    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., Plan]
+    tmp_path_factory: pytest.TempPathFactory, make_plan: Callable[..., Plan], killed_at: Any
 ) -> tuple[Plan, Path]:
     plan, out = make_plan(), tmp_path_factory.mktemp("halted") / "run"
-    killed_run(plan, out, RunDirectory, "save", call=2, after=True)
+    with killed_at(RunDirectory, "save", call=2, after=True):
+        run(plan, out)
     return plan, out
 
 
@@ -322,10 +296,11 @@ def test_a_ledger_that_was_deleted_is_not_replaced_by_an_empty_one(
 
 
 def test_an_older_copy_of_a_ledger_is_noticed(
-    tmp_path: Path, make_plan: Callable[..., Plan]
+    tmp_path: Path, make_plan: Callable[..., Plan], killed_at: Any
 ) -> None:
     plan, out = make_plan(), tmp_path / "run"
-    killed_run(plan, out, RunDirectory, "save", call=1, after=True)
+    with killed_at(RunDirectory, "save", call=1, after=True):
+        run(plan, out)
     with contextlib.closing(sqlite3.connect(out / "ledger.db")) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     copy = (out / "ledger.db").read_bytes()

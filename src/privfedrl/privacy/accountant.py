@@ -41,6 +41,7 @@ from privfedrl.privacy.events import (
     NoReleaseEvent,
     PoissonSampledEvent,
     UnboundedEvent,
+    check_one_unit,
     unit_of,
 )
 from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
@@ -99,7 +100,7 @@ def epsilon_of_counts(
     """
     if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in counts.values()):
         raise ConfigurationError("counts must be integers >= 0")
-    _single_unit({unit_of(event) for event in counts})
+    check_one_unit({unit_of(event) for event in counts})
     present = ((event, n) for event, n in counts.items() if n)
     return _spent(tuple(sorted(present, key=_sort_key)), check_delta(delta), adjacency)
 
@@ -117,7 +118,7 @@ def parallel(
     check_delta(delta)
     counted = [_counted(group) for group in groups]
     distinct = set(counted)
-    _single_unit({_unit(counts) for counts in distinct if counts})
+    check_one_unit({_unit(counts) for counts in distinct if counts})
     nothing = Spent(epsilon=0.0, delta=float(delta), bound="no-release")
     costs = [_spent(counts, float(delta), adjacency) for counts in distinct]
     worst = max(costs, key=lambda spent: spent.epsilon, default=nothing)
@@ -180,7 +181,7 @@ def _counted(events: Sequence[DpEvent]) -> _Counts:
     Identities first: hashing a nested frozen value a million times would take seconds.
     """
     objects = _distinct(events)
-    _single_unit({unit_of(event) for event in objects})
+    check_one_unit({unit_of(event) for event in objects})
     by_identity = Counter(map(id, events))
     counts: Counter[DpEvent] = Counter()
     for event in objects:
@@ -194,12 +195,6 @@ def _sort_key(item: tuple[DpEvent, int]) -> str:
 
 def _unit(counts: _Counts) -> Unit:
     return unit_of(counts[0][0])
-
-
-def _single_unit(units: set[Unit]) -> None:
-    if len(units) > 1:
-        names = ", ".join(sorted(unit.value for unit in units))
-        raise UnsupportedMechanism(f"events must share one unit of privacy, found {names}")
 
 
 @lru_cache(maxsize=4096)

@@ -16,12 +16,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError, UnsupportedMechanism, shown
+from privfedrl.errors import ConfigurationError, shown
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
     NoReleaseEvent,
     UnboundedEvent,
+    check_one_unit,
     unit_of,
 )
 from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
@@ -91,9 +92,7 @@ class Composition:
                 f"adjacency must be {self.adjacency.value!r}, found {other.adjacency.value!r}"
             )
         units = {unit for unit in (self.unit, other.unit) if unit is not None}
-        if len(units) > 1:
-            names = ", ".join(sorted(unit.value for unit in units))
-            raise UnsupportedMechanism(f"events must share one unit of privacy, found {names}")
+        check_one_unit(units)
         with np.errstate(over="ignore"):
             total: FloatArray = self.rdp + other.rdp
         return Composition(

@@ -21,6 +21,7 @@ __all__ = [
     "PoissonSampledEvent",
     "SkellamEvent",
     "UnboundedEvent",
+    "check_one_unit",
     "event_from_dict",
     "event_to_dict",
     "unit_of",
@@ -263,3 +264,10 @@ def _sampled_from_dict(data: dict[str, Any], unit: Unit) -> PoissonSampledEvent:
     if unit_of(event) is not unit:
         raise UnsupportedMechanism("a sampled event and what it samples must name one unit")
     return PoissonSampledEvent(event=event, sampling_rate=data["sampling_rate"])
+
+
+def check_one_unit(units: set[Unit]) -> None:
+    """UnsupportedMechanism if costs of several units of privacy would be added."""
+    if len(units) > 1:
+        names = ", ".join(sorted(unit.value for unit in units))
+        raise UnsupportedMechanism(f"events must share one unit of privacy, found {names}")

@@ -22,7 +22,6 @@ Tobaben and Honkela 2022 (arXiv 2209.15596).
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,7 +38,7 @@ from privfedrl.privacy.events import (
     UnboundedEvent,
     unit_of,
 )
-from privfedrl.privacy.gdp import check_delta, gaussian_noise_multiplier
+from privfedrl.privacy.gdp import check_delta, check_non_negative, gaussian_noise_multiplier
 from privfedrl.privacy.rdp import ORDERS, event_rdp
 
 __all__ = ["Filter", "FilterKind", "Part", "fixed_order", "sum_of_costliest"]
@@ -79,7 +78,7 @@ class Filter:
     def __post_init__(self) -> None:
         if self.kind not in get_args(FilterKind):
             raise ConfigurationError(f"kind must be one of {get_args(FilterKind)}: {self.kind!r}")
-        _check_epsilon(self.epsilon)
+        check_non_negative("epsilon", self.epsilon)
         check_delta(self.delta)
         if (self.kind == "gdp") != (self.order is None):
             raise ConfigurationError(
@@ -145,7 +144,7 @@ def fixed_order(epsilon: float, delta: float) -> float:
     Those grow linearly in alpha, so it is the integer order with the largest allowed RDP per
     alpha; the Skellam bound has nothing between integers.
     """
-    _check_epsilon(epsilon)
+    check_non_negative("epsilon", epsilon)
     allowed = _allowed_rdp(min(epsilon, _LARGEST), check_delta(delta), _INTEGER_ORDERS)
     return float(_INTEGER_ORDERS[int(np.argmax(allowed / _INTEGER_ORDERS))])
 
@@ -207,9 +206,3 @@ def _allowed_rdp(epsilon: float, delta: float, orders: FloatArray) -> FloatArray
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_epsilon(epsilon: object) -> None:
-    # an integer above every float is refused, the float inf is not
-    if not (_is_number(epsilon) and (0 <= epsilon <= sys.float_info.max or epsilon == math.inf)):
-        raise ConfigurationError(f"epsilon must be a number >= 0, got {shown(epsilon)}")

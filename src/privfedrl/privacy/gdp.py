@@ -25,6 +25,7 @@ from privfedrl.errors import ConfigurationError, shown
 
 __all__ = [
     "check_delta",
+    "check_non_negative",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
@@ -44,7 +45,8 @@ def check_delta(delta: float) -> float:
     return float(delta)
 
 
-def _check_non_negative(name: str, value: float) -> float:
+def check_non_negative(name: str, value: float) -> float:
+    """``value`` as a float >= 0, inf allowed, else ConfigurationError that names it."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # an integer above every float is refused, the float inf is not
     if not (number and (0.0 <= value <= sys.float_info.max or value == math.inf)):
@@ -94,7 +96,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     Raises:
         ConfigurationError: an argument is negative or NaN.
     """
-    mu, epsilon = _check_non_negative("mu", mu), _check_non_negative("epsilon", epsilon)
+    mu, epsilon = check_non_negative("mu", mu), check_non_negative("epsilon", epsilon)
     if mu == 0.0 or math.isinf(epsilon):
         return 0.0
     if math.isinf(mu):
@@ -110,7 +112,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     Raises:
         ConfigurationError: mu negative or NaN, delta outside (0, 1).
     """
-    mu, delta = _check_non_negative("mu", mu), check_delta(delta)
+    mu, delta = check_non_negative("mu", mu), check_delta(delta)
     log_target = math.log(delta)
     # mu-GDP is (mu^2/2)-zCDP, whose conversion bounds the root from above
     upper = (mu * mu / 2.0 + mu * math.sqrt(-2.0 * log_target)) * (1.0 + 1e-12)
@@ -137,7 +139,7 @@ def gaussian_noise_multiplier(*, epsilon: float, delta: float) -> float:
     Raises:
         ConfigurationError: epsilon is not finite and > 0, or delta is outside (0, 1).
     """
-    epsilon = _check_non_negative("epsilon", epsilon)
+    epsilon = check_non_negative("epsilon", epsilon)
     log_target = math.log(check_delta(delta))
     if not 1e-12 <= epsilon <= 1e12:
         raise ConfigurationError(f"epsilon must lie in [1e-12, 1e12], got {shown(epsilon)}")

@@ -2,7 +2,7 @@
 
 Guarantee: when :meth:`Ledger.reserve` returns, the worst-case cost of the release is on disk and
 every budget still holds with every earlier reservation counted; when it raises, nothing was
-charged. A crash can over-charge by one release, never under-charge
+charged. A crash can over-charge by what one round reserves, never under-charge
 (audits/proofs/charge_before_release.md). Which budgets, and by which rule: ``ledger_accounts``.
 
 What the ledger detects, and what it needs for it:

@@ -29,10 +29,10 @@ from privfedrl.privacy.ledger_rows import Budget
 from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
 from privfedrl.privacy.units import Adjacency, Unit
 
-__all__ = ["budget_spent", "committed_cost", "running_cost"]
+__all__ = ["GAUSSIAN", "budget_spent", "committed_cost", "running_cost"]
 
 # only its loss function is used, which no budget enters
-_GAUSSIAN = Filter(kind="gdp", epsilon=1.0, delta=1e-5, order=None)
+GAUSSIAN = Filter(kind="gdp", epsilon=1.0, delta=1e-5, order=None)
 
 
 def committed_cost(
@@ -72,7 +72,7 @@ def running_cost(
         return Spent(epsilon=math.inf, delta=delta, bound="unbounded")
     if all(isinstance(event, GaussianEvent) for event in events):
         factor = 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
-        total = _GAUSSIAN.total(parts)
+        total = GAUSSIAN.total(parts)
         epsilon = gaussian_epsilon(factor * math.sqrt(total), delta)
         return Spent(epsilon=epsilon, delta=delta, bound="exact-gdp")
     total_curve = np.zeros_like(ORDERS)

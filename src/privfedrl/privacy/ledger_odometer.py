@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from privfedrl.privacy.accountant import epsilon_of_counts
 from privfedrl.privacy.events import DpEvent, GaussianEvent, NoReleaseEvent, UnboundedEvent
-from privfedrl.privacy.filters import Filter, sum_of_costliest
+from privfedrl.privacy.filters import sum_of_costliest
 from privfedrl.privacy.gdp import gaussian_epsilon
 from privfedrl.privacy.ledger_chain import AccountKey, Chain
+from privfedrl.privacy.ledger_costs import GAUSSIAN
 from privfedrl.privacy.ledger_rows import Charge, Entry
 from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
 from privfedrl.privacy.units import Unit
@@ -27,8 +28,6 @@ from privfedrl.privacy.units import Unit
 __all__ = ["OdometerRow", "odometer_rows"]
 
 FloatArray = npt.NDArray[np.float64]
-# only its loss function is used, which no budget enters
-_GAUSSIAN = Filter.declare("gdp", 1.0, 1e-5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +139,7 @@ class _PlanCurve:
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
             self.curves = np.concatenate([self.curves, np.zeros_like(self.curves)])
         if not self.counts[place]:
-            loss = _GAUSSIAN.loss(event) if isinstance(event, GaussianEvent) else 0.0
+            loss = GAUSSIAN.loss(event) if isinstance(event, GaussianEvent) else 0.0
             self.curves[place] = np.append(event_rdp(event), loss)
             self.finite = self.finite and bool(np.isfinite(self.curves[place]).all())
         self.counts[place] += by

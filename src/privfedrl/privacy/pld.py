@@ -19,13 +19,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.errors import ConfigurationError, UnsupportedMechanism, shown
+from privfedrl.errors import ConfigurationError, shown
 from privfedrl.privacy.events import (
     DpEvent,
     GaussianEvent,
     NoReleaseEvent,
     PoissonSampledEvent,
     UnboundedEvent,
+    check_one_unit,
     unit_of,
 )
 from privfedrl.privacy.gdp import check_delta, gaussian_epsilon
@@ -85,10 +86,7 @@ def pld_epsilon(
 
 
 def _checked(counts: Mapping[DpEvent, int]) -> dict[DpEvent, int]:
-    units = {unit_of(event) for event in counts}
-    if len(units) > 1:
-        names = ", ".join(sorted(unit.value for unit in units))
-        raise UnsupportedMechanism(f"events must share one unit of privacy, found {names}")
+    check_one_unit({unit_of(event) for event in counts})
     for count in counts.values():
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ConfigurationError(f"counts must be integers >= 0, got {shown(count)}")
