@@ -79,7 +79,8 @@ class TrainingPlan:
         entropy_weight: weight of the entropy bonus, >= 0.
         truncation: what lies beyond a cut trajectory: "none" (nothing) or "continue" (its own mean
             reward for ever; needs gamma < 1).
-        local_steps: gradient steps an agent takes before it sends; more needs unit "agent".
+        local_steps: gradient steps an agent takes before it sends; more needs unit "agent",
+            or mechanism "local-skellam".
         local_learning_rate: step size of local steps (strategy "fedavg").
     """
 
@@ -163,7 +164,8 @@ class PrivacyPlan:
             "none" for a control run that promises nothing.
         unit: "trajectory", "person" or "agent".
         max_colluding: agents that may pool what they know with the coordinator. No default.
-        epsilon, delta: the promise for a whole run, against coordinator + max_colluding agents.
+        epsilon, delta: the promise for a whole run, against whom the mechanism names
+            (docs/plans.md).
         clip_norm: L2 norm to which every unit's contribution is clipped.
         max_trajectories_per_unit: trajectories of a unit in a round that count; more are dropped
             before anything is computed. 1 for unit "trajectory".

@@ -73,4 +73,9 @@ def test_whoever_knows_fewer_shares_than_the_budget_is_about_has_no_claim(
         charge(ledger, second, 2, "second")
         claims = run_statement(second, ledger, deterministic=False).epsilon.claims
     assert not isinstance(claims, str)
-    assert [claim.adversary for claim in claims] == ["coordinator+1", "coordinator", "public"]
+    assert [claim.adversary for claim in claims] == [
+        "coordinator+1",
+        "coordinator",
+        "one agent",
+        "public",
+    ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from privfedrl.federation.guarantee import run_statement
 from privfedrl.federation.setup import round_setup
 from privfedrl.federation.trust_texts import secure_aggregation, trust_model
 from privfedrl.plan import Plan
+from privfedrl.privacy import Ledger, Statement
 
 Make = Callable[..., Plan]
 CENTRAL = {"privacy": {"mechanism": "central-discrete-gaussian"}}
@@ -68,3 +71,50 @@ def test_a_sum_in_the_clear_is_not_called_protected(make_plan: Make) -> None:
         assert secure_aggregation(round_setup(make_plan(protection={"kind": kind}))).cryptographic
     ckks = secure_aggregation(round_setup(make_plan(protection={"kind": "ckks"})))
     assert "if they upload real encryptions" in ckks.threat_model
+
+
+def stated(plan: Plan, folder: Path) -> Statement:
+    setup = round_setup(plan)
+    with Ledger.open(folder / "ledger.db") as ledger:
+        row = ledger.reserve(setup.charge("task/0/0", group="task/0/0"))
+        ledger.settle(row, setup.settled(plan.fleet.agents))
+        return run_statement(setup, ledger, deterministic=False)
+
+
+def test_without_colluders_an_agent_that_knows_its_share_is_claimed_against(
+    tmp_path: Path, make_plan: Make
+) -> None:
+    claims = stated(make_plan(privacy={"max_colluding": 0}), tmp_path).epsilon.claims
+    assert not isinstance(claims, str)
+    epsilon = {claim.adversary: claim.epsilon for claim in claims}
+    assert epsilon["one agent"] > epsilon["coordinator+0"]
+
+
+def test_a_run_without_noise_is_nowhere_said_to_be_noised(
+    tmp_path: Path, make_plan: Make, agent_unit: dict[str, Any]
+) -> None:
+    for number, unit in enumerate(({}, agent_unit)):
+        for kind in ("pairwise", "bfv", "none"):
+            plan = make_plan(unit, protection={"kind": kind})
+            control = plan.replace("privacy", mechanism="none")
+            folder = tmp_path / f"{number}-{kind}"
+            folder.mkdir()
+            found = stated(control, folder)
+            fields = (found.trust_model, found.releases, found.side_releases, found.randomness)
+            assert "noised" not in repr(fields)
+            assert "plus integer noise" not in repr(fields)
+            assert found.accountant.lifetime_budget.startswith("not applicable")
+
+
+def test_a_sum_of_locally_noised_deltas_is_not_said_to_get_noise(
+    tmp_path: Path, make_plan: Make
+) -> None:
+    local = make_plan(
+        privacy={"mechanism": "local-skellam"},
+        federation={"strategy": "fedavg"},
+        training={"local_steps": 2, "local_learning_rate": 0.1},
+        protection={"kind": "none"},
+    )
+    found = stated(local, tmp_path)
+    assert "after local steps with noise of their own" in found.releases[0].what
+    assert not any("public only" in item for item in found.caveats.items)

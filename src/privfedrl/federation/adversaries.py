@@ -1,6 +1,7 @@
 """Whom a plan's figures are about, and how much of the noise each of them does not know.
 
-Guarantee: promise and statement list the same adversaries, and the first is the one that the noise
+Guarantee: promise and statement list the same adversaries (a run that sums noised vectors in the
+clear states its claim against the public alone); :func:`main_adversary` is the one that the noise
 was calibrated for. Whoever can have or read a single upload is listed with the single share in it,
 and whoever sees a sum before noise is added to it is listed without a figure.
 """

@@ -67,7 +67,8 @@ class Coordinator:
         registry: the agents that may take part.
         ledger: charged before agents are asked for anything.
         state: where to go on from; a fresh run starts with :func:`initial_federation_state`.
-        entropy: source of the public rotation seeds.
+        entropy: cryptographic; for rotation seeds, for the backend and, where the coordinator adds
+            the noise, for that noise.
         clock: seconds since 1970-01-01 UTC; read once when a round is opened.
         history: where past sums are kept, secret and durable; required exactly where the plan has
             privacy.correlation_bands. If the last process died between a release and the saving of

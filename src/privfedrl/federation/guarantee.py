@@ -105,8 +105,8 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
             source="deterministic test generator" if deterministic else "operating system entropy",
             deterministic=deterministic,
             secure_sampler=not deterministic,
-            floating_point="no floating-point noise is released: integers of a checked norm plus "
-            "integer noise from an exact table sampler",
+            floating_point="no floating-point noise is released: integers of a checked norm"
+            + (" plus integer noise from an exact table sampler" if setup.mechanism else ""),
         ),
         implementation=ImplementationField(
             version=f"privfedrl {version}, Python {platform.python_version()}",
@@ -157,7 +157,6 @@ def _claims(setup: RoundSetup, ledger: Ledger) -> tuple[Claim, ...]:
     others = [
         _claim(setup, adversary.name, [*_as_seen_by(adversary, setup, events)])
         for adversary in adversaries(plan)[1:]
-        if adversary.shares != "all but one"
     ]
     return (main, *(claim for claim in others if claim is not None))
 
@@ -185,7 +184,7 @@ def _budget_claims(setup: RoundSetup, account: Account) -> tuple[Claim, ...]:
             curve=((delta, budget.epsilon),),
         )
         for adversary in adversaries(plan)
-        if adversary.least(plan) >= plan.noise_floor and adversary.shares != "all but one"
+        if adversary.least(plan) >= plan.noise_floor
     )
 
 
@@ -194,11 +193,10 @@ def _as_seen_by(
 ) -> Iterable[tuple[str, DpEvent]]:
     """The same releases for somebody who does not know another number of shares in them."""
     for group, event in events:
-        shares = setup.shares_in(event)
-        if adversary.shares == "all":
-            yield group, setup.event(shares + setup.plan.privacy.max_colluding)
-        else:
-            yield group, setup.event(adversary.least(setup.plan))
+        survivors = setup.shares_in(event) + setup.plan.privacy.max_colluding
+        known = {"all": 0, "all but one": 1}.get(adversary.shares)
+        shares = adversary.least(setup.plan) if known is None else survivors - known
+        yield group, setup.event(shares)
 
 
 def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]]) -> Claim | None:
@@ -280,7 +278,8 @@ def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantFi
     return AccountantField(
         name="privfedrl.privacy.accountant: the least valid bound, which each claim names",
         version=version,
-        numeric_error="double precision; the sampler's total variation (< 2^-100) is part of delta",
+        numeric_error="double precision; the sampler's total variation (< 2^-100 for each sample) "
+        "over all samples of the run is part of delta",
         rule="maximum over rounds" if plan.unit is Unit.TRAJECTORY else "sum over participations",
         composed=(f"{len(held)} releases of this plan{cap}, unsettled ones at their worst case",),
         prior_spend=f"{others} releases of other plans in the same ledger"
@@ -302,6 +301,8 @@ def _lifetime_text(setup: RoundSetup, ledger: Ledger) -> str:
         for one in ledger.accounts()
         if (one.unit, one.adversary) == (plan.unit, setup.adversary)
     ]
+    if setup.mechanism is None:
+        return NO_NOISE
     if found and found[0] is not None:
         budget = found[0]
         return f"epsilon {budget.epsilon:g} at delta {budget.delta:g}, enforced at reservation"
@@ -312,16 +313,21 @@ def _lifetime_text(setup: RoundSetup, ledger: Ledger) -> str:
 
 
 def _releases(setup: RoundSetup) -> tuple[Release, ...]:
-    what = "noised mean of clipped policy gradients, as a new policy"
+    noised, without = ("noised ", "") if setup.mechanism else ("", ", without noise")
+    what = f"{noised}mean of clipped policy gradients{without}, as a new policy"
     if setup.plan.unit is Unit.AGENT:
-        what = "noised mean of clipped model deltas, as a new policy"
+        what = f"{noised}mean of clipped model deltas{without}, as a new policy"
+    if setup.step_codec is not None:
+        what = (
+            "mean of model deltas, each after local steps with noise of their own, as a new policy"
+        )
     found = [Release(what=what, to_whom="everybody", how_often="every round")]
     release = setup.plan.privacy.mean_return
     if release is not None:
         found.append(
             Release(
-                what=f"noised mean return clipped to [{release.low:g}, {release.high:g}], one more "
-                "coordinate of the same vector",
+                what=f"{noised}mean return clipped to [{release.low:g}, {release.high:g}]"
+                f"{without}, one more coordinate of the same vector",
                 to_whom="everybody",
                 how_often="every round",
             )
@@ -329,7 +335,7 @@ def _releases(setup: RoundSetup) -> tuple[Release, ...]:
         if release.spread:
             found.append(
                 Release(
-                    what="noised mean square of the same, for a standard deviation",
+                    what=f"{noised}mean square of the same{without}, for a standard deviation",
                     to_whom="everybody",
                     how_often="every round",
                 )
@@ -337,7 +343,8 @@ def _releases(setup: RoundSetup) -> tuple[Release, ...]:
     if setup.plan.privacy.adaptive_clip is not None:
         found.append(
             Release(
-                what="noised, centred count of units that were not clipped, as the next clip norm",
+                what=f"{noised}centred count of units that were not clipped{without}, as the next "
+                "clip norm",
                 to_whom="everybody",
                 how_often="every round",
             )
@@ -346,7 +353,9 @@ def _releases(setup: RoundSetup) -> tuple[Release, ...]:
 
 
 def _side_releases(setup: RoundSetup) -> SideReleasesField:
-    rewards = "only as the noised mean return" if setup.plan.privacy.mean_return else "not released"
+    rewards = "not released"
+    if setup.plan.privacy.mean_return:
+        rewards = "only as the mean return" + (", noised" if setup.mechanism else ", without noise")
     return SideReleasesField(
         counts="public constants of the plan",
         norms="not released",
@@ -378,8 +387,13 @@ def _caveats(setup: RoundSetup, ledger: Ledger, today: datetime.date) -> Caveats
         "A participant's own view adds the actions it took: joint differential privacy.",
         "The wall time of rollouts depends on trajectories and is not protected.",
     ]
-    if setup.plan.protection.kind == "none":
+    if setup.plan.protection.kind == "none" and setup.plan.privacy.distributed:
         items.append("Without secure aggregation the claim holds against the public only.")
+    elif setup.plan.protection.kind == "none" and setup.mechanism is not None:
+        items.append(
+            "Vectors were summed in the clear: the claims hold against those whom they name, and "
+            "rest on whoever adds the noise."
+        )
     if setup.plan.protection.homomorphic:
         items.append(
             "The agents' ranges are not proved under encryption: a malicious agent can spoil a "
@@ -402,7 +416,9 @@ def _caveats(setup: RoundSetup, ledger: Ledger, today: datetime.date) -> Caveats
             "Noise is correlated over rounds: a round by itself carries more of it, and there is "
             f"no forward secrecy: whoever seizes the coordinator's memory learns the last "
             f"{setup.correlated.bands - 1} sums without noise. A memory replaced by an older copy "
-            "is found out by round numbers, not where state and ledger are replaced with it."
+            "is found out by the round in the state, or by a later round in the ledger; not where "
+            "memory and state are put back together by the last release, whose sums are then mixed "
+            "a second time, nor where the ledger is put back too."
         )
     if _other_plans(setup, ledger) and setup.plan.unit is not Unit.TRAJECTORY:
         items.append(

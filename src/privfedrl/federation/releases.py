@@ -251,9 +251,10 @@ def _recalled(
     """The memory, which must be of the state's round, or one release ahead of it.
 
     An older copy would be mixed a second time. It shows by the state's round, and by a reservation
-    of a round that can only be opened after a release which the memory does not have. An older copy
-    of everything, ledger included, does not show here; agents refuse it, for their journals have
-    spent the (round, attempt).
+    of a round that can only be opened after a release which the memory does not have. Two things do
+    not show (ADR 24): memory and state put back together by the last release look like a crash
+    before it, and its sums would be mixed a second time; an older copy of everything, ledger
+    included, is refused by the agents only, for their journals have spent the (round, attempt).
     """
     data = memory.load()
     held = AdderMemory(history=SumHistory())

@@ -6,7 +6,8 @@ so a round whose noised sum may have left is never noised a second time.
 
 Whoever reads it learns the exact sums of the last b - 1 rounds. Keep it like a key: readable by its
 owner only, never in a backup that is restored by itself (an older copy is found out by round
-numbers, see ``releases.recovered``, but only if something newer is there to compare with).
+numbers, see ``releases.recovered``, but only if the state, or a later round in the ledger, is there
+to compare with: state and memory put back by one release look like a crash before it).
 
 Format of the bytes: SHA-256 of the rest, then msgpack of ``_Packed``. The digest finds damage, not
 an adversary: whoever can write the file can write a digest.

@@ -14,6 +14,7 @@ from privfedrl.privacy.statement_fields import PartyView, SecureAggregationField
 
 __all__ = ["secure_aggregation", "trust_model"]
 
+_WITHOUT_NOISE = "one sum per round without noise"
 # confidentiality of single updates; by who re-adds what the aggregator says is the sum
 _WHO_MUST_NOT = {
     "key-authority": "malicious coordinator; the key authority re-adds the uploads and is trusted "
@@ -54,7 +55,7 @@ def trust_model(setup: RoundSetup) -> tuple[PartyView, ...]:
     else:
         coordinator = PartyView(
             party=f"coordinator with up to {c} agents",
-            sees="one noised sum per round over at least "
+            sees=f"{_sum_after_noise(setup)} over at least "
             f"{plan.threshold} survivors, their names, message sizes and times",
             trusted_for="availability only; it may deviate from the protocol",
         )
@@ -78,13 +79,13 @@ def _homomorphic_trust(setup: RoundSetup) -> tuple[PartyView, tuple[PartyView, .
         duties.append("not colluding with an agent that uploads no real encryption")
     coordinator = PartyView(
         party=f"coordinator with up to {plan.privacy.max_colluding} agents",
-        sees="ciphertexts, one noised sum per round over at least "
+        sees=f"ciphertexts, {_sum_after_noise(setup)} over at least "
         f"{plan.threshold} contributors, their names, message sizes and times",
         trusted_for="; ".join([*duties, "availability"]),
     )
     holds_uploads = readding == "key-authority"
     adds = plan.privacy.mechanism == "central-discrete-gaussian"
-    what = "one sum per round without noise" if adds else "one noised sum per round"
+    what = _WITHOUT_NOISE if adds else _sum_after_noise(setup)
     duty = "adding noise before anybody sees a sum; " if adds else ""
     authority = PartyView(
         party="key authority",
@@ -102,6 +103,10 @@ def _homomorphic_trust(setup: RoundSetup) -> tuple[PartyView, tuple[PartyView, .
         "availability",
     )
     return coordinator, (authority, auditor) if readding == "auditor" else (authority,)
+
+
+def _sum_after_noise(setup: RoundSetup) -> str:
+    return "one noised sum per round" if setup.mechanism else _WITHOUT_NOISE
 
 
 def secure_aggregation(setup: RoundSetup) -> SecureAggregationField:
