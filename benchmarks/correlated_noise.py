@@ -50,6 +50,7 @@ from privfedrl.privacy.samplers import MAX_GAUSSIAN_VARIANCE
 from privfedrl.rollout import MlpPolicy, greedy_return
 from privfedrl.rollout.collect import roll_block
 from privfedrl.training.local_update import clip_rows
+from privfedrl.training.algorithms import Models, Objective
 from privfedrl.training.networks import TorchMlp
 from privfedrl.training.private_step import private_rows
 
@@ -178,7 +179,9 @@ def unit_rows(
     (batch,) = roll_block(POLICY, theta, env, horizon=HORIZON, rngs=[rng])
     network.load(POLICY.checked(theta))
     alone = arm.unit is Unit.TRAJECTORY
-    rows = private_rows(network, batch, clip_norm=arm.clip_norm if alone else 1e6, gamma=1.0).rows
+    rows = private_rows(
+        Models(network), batch, Objective(), clip_norm=arm.clip_norm if alone else 1e6
+    ).rows
     if not alone:
         means = rows.reshape(len(specs), arm.trajectories, -1).mean(axis=1)
         rows, _ = clip_rows(means, arm.clip_norm)

@@ -24,7 +24,7 @@ from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.training.local_update import clip_rows
 from privfedrl.training.networks import TorchMlp
-from privfedrl.training.trajectory_gradients import fused, hooks, loop, objective, prepare
+from privfedrl.training.trajectory_gradients import Terms, fused, hooks, loop, objective, prepare
 
 TRAJECTORIES, STEPS, OBSERVATION, ACTIONS, HIDDEN = 64, 200, 8, 4, (64, 64)
 TARGETS = {"fused": 1.25, "fused + clip": None, "hooks": 1.6, "loop": None}
@@ -53,17 +53,18 @@ def arms(
     network: TorchMlp, batch: TrajectoryBatch, weights: np.ndarray
 ) -> dict[str, Callable[[], object]]:
     def non_private() -> object:
-        steps = prepare(network, batch, weights, 0.0)
+        steps = prepare(network, batch, weights, Terms(0.0))
         return torch.autograd.grad(
-            objective(network(steps.observations), steps), list(network.parameters())
+            objective(network(steps.observations), steps, network.policy.action),
+            list(network.parameters()),
         )
 
     return {
         BASELINE: non_private,
-        "fused": lambda: fused(network, batch, weights, 0.0),
-        "fused + clip": lambda: clip_rows(fused(network, batch, weights, 0.0).numpy(), 1.0),
-        "hooks": lambda: hooks(network, batch, weights, 0.0),
-        "loop": lambda: loop(network, batch, weights, 0.0),
+        "fused": lambda: fused(network, batch, weights, Terms(0.0)),
+        "fused + clip": lambda: clip_rows(fused(network, batch, weights, Terms(0.0)).numpy(), 1.0),
+        "hooks": lambda: hooks(network, batch, weights, Terms(0.0)),
+        "loop": lambda: loop(network, batch, weights, Terms(0.0)),
     }
 
 

@@ -33,9 +33,14 @@ from privfedrl.plan import (
     SimulationPlan,
     TrainingPlan,
 )
-from privfedrl.plan_rules import HE_AGENTS, MAX_CORRELATED_ROUNDS, MAX_PAIRWISE_AGENTS
+from privfedrl.plan_rules import (
+    HE_AGENTS,
+    MAX_COMPLETE_AGENTS,
+    MAX_CORRELATED_ROUNDS,
+    MAX_PAIRWISE_AGENTS,
+)
 from privfedrl.privacy.correlated import CorrelatedNoise
-from privfedrl.secagg.parameters import MAX_COMPLETE
+from privfedrl.secagg.parameters import MAX_CLIENTS, MAX_COMPLETE
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
 TOML = """
@@ -330,7 +335,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("protection", {"min_honest": 0}, "protection.min_honest"),
     ("protection", {"min_honest": 1}, "protection.min_honest must be >= 2"),
     ("protection", {"min_clients": 1}, "protection.min_clients must be >= 2"),
-    ("fleet", {"agents": 257}, "fleet.agents must lie in [2, 256]"),
+    ("fleet", {"agents": 1}, "fleet.agents must lie in [2, 65520]"),
+    ("protection", {"server": "semi-honest"}, "protection.server is for kind 'pairwise' with more"),
     ("encoding", {"ring_bits": 48}, "encoding.ring_bits"),
     ("encoding", {"resolution": 0}, "encoding.resolution"),
     ("encoding", {"ring_bits": 64, "lane_bits": MIN_LANE_BITS - 1}, "encoding.lane_bits"),
@@ -537,6 +543,7 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested["privacy"] |= {"correlation_bands"}  # central noise only
     tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
     tested["protection"] |= {"parameter_set", "readding"}  # need encryption
+    tested["protection"] |= {"server"}  # needs a large fleet: federation/test_sparse_fleets.py
     for section in dataclasses.fields(Plan):
         value = getattr(tiny(), section.name)
         if section.name not in ("name", "simulation"):
@@ -631,7 +638,7 @@ def _fields(plan: Plan) -> dict[str, Any]:
 
 
 def test_the_plan_and_the_protocol_agree_on_the_largest_cohort() -> None:
-    assert MAX_PAIRWISE_AGENTS == MAX_COMPLETE
+    assert (MAX_COMPLETE_AGENTS, MAX_PAIRWISE_AGENTS) == (MAX_COMPLETE, MAX_CLIENTS)
     assert tiny(fleet={"agents": MAX_COMPLETE}).check().threshold == 129
 
 

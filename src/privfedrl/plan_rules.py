@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privfedrl.plan_numbers import number
+from privfedrl.plan_training_rules import TRAINING_RULES
+
 if TYPE_CHECKING:
     from privfedrl.plan import Plan
 
-__all__ = ["HE_AGENTS", "MAX_CORRELATED_ROUNDS", "MAX_PAIRWISE_AGENTS", "RULES"]
+__all__ = [
+    "HE_AGENTS",
+    "MAX_COMPLETE_AGENTS",
+    "MAX_CORRELATED_ROUNDS",
+    "MAX_PAIRWISE_AGENTS",
+    "RULES",
+]
 
-# secagg.parameters.MAX_CLIENTS: the complete graph of pairwise masks; a test keeps them equal
-MAX_PAIRWISE_AGENTS = 256
+# secagg.parameters.MAX_COMPLETE and MAX_CLIENTS: everybody masks with everybody up to the first,
+# with some of the others up to the second; a test keeps them equal
+MAX_COMPLETE_AGENTS = 256
+MAX_PAIRWISE_AGENTS = 65_520
 
 # privacy.correlated: rounds for which decoder weights are computed
 MAX_CORRELATED_ROUNDS = 65_536
@@ -27,16 +38,6 @@ HE_AGENTS = {
 }
 
 
-def _number(
-    path: str, value: float, *, low: float, high: float, open_low: bool = False
-) -> list[str]:
-    # false for NaN; the bounds are finite, so infinity is outside
-    if (low < value if open_low else low <= value) and value <= high:
-        return []
-    left = "(" if open_low else "["
-    return [f"{path} must lie in {left}{low:g}, {high:g}], got {value!r}"]
-
-
 def _text_rules(plan: Plan) -> list[str]:
     texts = {"name": plan.name, "fleet.environment": plan.fleet.environment}
     return [
@@ -50,72 +51,51 @@ def _fleet_rules(plan: Plan) -> list[str]:
     fleet = plan.fleet
     return [
         *([] if fleet.environment else ["fleet.environment must be a Gymnasium id, got ''"]),
-        *_number("fleet.agents", fleet.agents, low=1, high=65_520),
-        *_number("fleet.trajectories", fleet.trajectories, low=1, high=1_000_000),
-        *_number("fleet.horizon", fleet.horizon, low=1, high=1_000_000),
-        *_number("fleet.level", fleet.level, low=0.0, high=1.0),
+        *number("fleet.agents", fleet.agents, low=1, high=65_520),
+        *number("fleet.trajectories", fleet.trajectories, low=1, high=1_000_000),
+        *number("fleet.horizon", fleet.horizon, low=1, high=1_000_000),
+        *number("fleet.level", fleet.level, low=0.0, high=1.0),
     ]
 
 
 def _policy_rules(plan: Plan) -> list[str]:
     policy = plan.policy
     problems = [
-        *_number("policy.observations", policy.observations, low=1, high=1_000_000),
-        *_number("policy.actions", policy.actions, low=1, high=1_000_000),
+        *number("policy.observations", policy.observations, low=1, high=1_000_000),
+        *number("policy.actions", policy.actions, low=1, high=1_000_000),
     ]
     for index, width in enumerate(policy.hidden):
-        problems += _number(f"policy.hidden[{index}]", width, low=1, high=65_536)
+        problems += number(f"policy.hidden[{index}]", width, low=1, high=65_536)
     if policy.action_kind == "discrete" and policy.actions < 2:
         problems.append(f"policy.actions must be >= 2 when discrete, got {policy.actions}")
-    return problems
-
-
-def _training_rules(plan: Plan) -> list[str]:
-    training = plan.training
-    problems = [
-        *_number("training.gamma", training.gamma, low=0.0, high=1.0, open_low=True),
-        *_number("training.entropy_weight", training.entropy_weight, low=0.0, high=1e3),
-        *_number("training.local_steps", training.local_steps, low=1, high=10_000),
-        *_number(
-            "training.local_learning_rate",
-            training.local_learning_rate,
-            low=0.0,
-            high=1e6,
-            open_low=True,
-        ),
-    ]
-    if training.truncation == "continue" and training.gamma >= 1.0:
-        problems.append(
-            "training.truncation = 'continue' needs training.gamma < 1, "
-            f"got {training.gamma!r} (the continued return would be infinite)"
-        )
     return problems
 
 
 def _federation_rules(plan: Plan) -> list[str]:
     federation = plan.federation
     return [
-        *_number("federation.rounds", federation.rounds, low=1, high=1_000_000),
-        *_number(
+        *number("federation.rounds", federation.rounds, low=1, high=1_000_000),
+        *number(
             "federation.learning_rate", federation.learning_rate, low=0.0, high=1e6, open_low=True
         ),
-        *_number(
+        *number(
             "federation.learning_rate_decay", federation.learning_rate_decay, low=0.0, high=1.0
         ),
-        *_number("federation.beta1", federation.beta1, low=0.0, high=0.999_999),
-        *_number("federation.beta2", federation.beta2, low=0.0, high=0.999_999),
-        *_number("federation.tau", federation.tau, low=0.0, high=1e3, open_low=True),
+        *number("federation.beta1", federation.beta1, low=0.0, high=0.999_999),
+        *number("federation.beta2", federation.beta2, low=0.0, high=0.999_999),
+        *number("federation.tau", federation.tau, low=0.0, high=1e3, open_low=True),
+        *number("federation.averaging", federation.averaging, low=0.0, high=0.999),
     ]
 
 
 def _privacy_rules(plan: Plan) -> list[str]:
     privacy = plan.privacy
     problems = [
-        *_number("privacy.epsilon", privacy.epsilon, low=0.0, high=1_000.0, open_low=True),
-        *_number("privacy.delta", privacy.delta, low=0.0, high=0.1, open_low=True),
-        *_number("privacy.clip_norm", privacy.clip_norm, low=1e-12, high=1e9),
-        *_number("privacy.max_colluding", privacy.max_colluding, low=0, high=65_520),
-        *_number(
+        *number("privacy.epsilon", privacy.epsilon, low=0.0, high=1_000.0, open_low=True),
+        *number("privacy.delta", privacy.delta, low=0.0, high=0.1, open_low=True),
+        *number("privacy.clip_norm", privacy.clip_norm, low=1e-12, high=1e9),
+        *number("privacy.max_colluding", privacy.max_colluding, low=0, high=65_520),
+        *number(
             "privacy.max_trajectories_per_unit",
             privacy.max_trajectories_per_unit,
             low=1,
@@ -123,7 +103,7 @@ def _privacy_rules(plan: Plan) -> list[str]:
         ),
     ]
     if privacy.max_rounds_per_unit is not None:
-        problems += _number(
+        problems += number(
             "privacy.max_rounds_per_unit", privacy.max_rounds_per_unit, low=1, high=1_000_000
         )
     return [
@@ -140,7 +120,7 @@ def _correlation_rules(plan: Plan) -> list[str]:
     bands, problems = privacy.correlation_bands, []
     if bands is None:
         return []
-    problems += _number(name, bands, low=2, high=64)
+    problems += number(name, bands, low=2, high=64)
     if bands > plan.federation.rounds:
         problems.append(
             f"{name} must be <= federation.rounds = {plan.federation.rounds}, got {bands}: a unit "
@@ -181,7 +161,7 @@ def _mean_return_rules(plan: Plan) -> list[str]:
     release = plan.privacy.mean_return
     if release is None:
         return []
-    problems = _number("privacy.mean_return.weight", release.weight, low=1e-6, high=10)
+    problems = number("privacy.mean_return.weight", release.weight, low=1e-6, high=10)
     if not max(abs(release.low), abs(release.high)) <= 1e100:
         problems.append("privacy.mean_return.low and high must be finite, at most 1e100 in size")
     elif not release.low < release.high:
@@ -197,9 +177,9 @@ def _adaptive_clip_rules(plan: Plan) -> list[str]:
         return []
     path = "privacy.adaptive_clip"
     problems = [
-        *_number(f"{path}.quantile", clip.quantile, low=0.001, high=0.999),
-        *_number(f"{path}.learning_rate", clip.learning_rate, low=1e-6, high=10.0),
-        *_number(f"{path}.weight", clip.weight, low=1e-6, high=10),
+        *number(f"{path}.quantile", clip.quantile, low=0.001, high=0.999),
+        *number(f"{path}.learning_rate", clip.learning_rate, low=1e-6, high=10.0),
+        *number(f"{path}.weight", clip.weight, low=1e-6, high=10),
     ]
     if not 1e-12 <= clip.low <= plan.privacy.clip_norm <= clip.high <= 1e9:
         problems.append(
@@ -290,10 +270,11 @@ def _local_rules(plan: Plan) -> list[str]:
 def _protection_rules(plan: Plan) -> list[str]:
     protection, n, c = plan.protection, plan.fleet.agents, plan.privacy.max_colluding
     problems = [
-        *_number("protection.min_clients", protection.min_clients, low=1, high=65_520),
-        *_number("protection.min_honest", protection.min_honest, low=1, high=65_520),
+        *number("protection.min_clients", protection.min_clients, low=1, high=65_520),
+        *number("protection.min_honest", protection.min_honest, low=1, high=65_520),
     ]
     problems += _homomorphic_only(plan)
+    problems += _sparse_rules(plan)
     if (
         plan.privacy.mechanism == "central-discrete-gaussian"
         and protection.homomorphic
@@ -330,7 +311,7 @@ def _protection_rules(plan: Plan) -> list[str]:
             f"protection.threshold must be > (fleet.agents + privacy.max_colluding) / 2 = "
             f"{(n + c) / 2:g} and <= {n}, got {plan.threshold}"
         )
-    if plan.honest_floor < protection.min_honest:
+    if plan.threshold - c < protection.min_honest:
         problems.append(
             "threshold - max_colluding must be >= protection.min_honest = "
             f"{protection.min_honest}, got {plan.threshold} - {c}: more agents or fewer colluders"
@@ -354,11 +335,29 @@ def _homomorphic_only(plan: Plan) -> list[str]:
     ]
 
 
+def _sparse_rules(plan: Plan) -> list[str]:
+    """What only a graph in which agents mask with some of the others has, or does not have."""
+    server, problems = plan.protection.server, []
+    if server != "malicious" and not plan.sparse:
+        problems.append(
+            "protection.server is for kind 'pairwise' with more than "
+            f"{MAX_COMPLETE_AGENTS} agents, got {server!r} with kind {plan.protection.kind!r} and "
+            f"{plan.fleet.agents} agents: drop it"
+        )
+    if plan.sparse and plan.privacy.mechanism == "none":
+        problems.append(
+            f"privacy.mechanism = 'none' with protection.kind = 'pairwise' needs at most "
+            f"{MAX_COMPLETE_AGENTS} agents, got {plan.fleet.agents}: without noise nothing covers "
+            "what parts of several sums tell together; use kind 'none' for a control run, or noise"
+        )
+    return problems
+
+
 def _set_rules(plan: Plan) -> list[str]:
     """How many agents the way of summing allows, and that its options fit it."""
     protection, n = plan.protection, plan.fleet.agents
     if not protection.homomorphic:
-        return _number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
+        return number("fleet.agents", n, low=2, high=MAX_PAIRWISE_AGENTS)
     sets, problems = HE_AGENTS[protection.kind], []
     name = protection.parameter_set or next(iter(sets))
     if name not in sets:
@@ -367,7 +366,7 @@ def _set_rules(plan: Plan) -> list[str]:
             f"{protection.kind!r}, got {name!r}"
         )
     else:
-        problems += _number("fleet.agents", n, low=2, high=sets[name])
+        problems += number("fleet.agents", n, low=2, high=sets[name])
     if plan.encoding.lane_bits is not None:
         problems.append(
             f"encoding.lane_bits must be absent with kind {protection.kind!r}, which packs lanes "
@@ -380,10 +379,10 @@ def _encoding_rules(plan: Plan) -> list[str]:
     encoding, problems = plan.encoding, []
     if encoding.ring_bits not in (32, 64):
         problems.append(f"encoding.ring_bits must be 32 or 64, got {encoding.ring_bits}")
-    problems += _number("encoding.resolution", encoding.resolution, low=1, high=2**30)
+    problems += number("encoding.resolution", encoding.resolution, low=1, high=2**30)
     if encoding.lane_bits is not None:
         # 32: encoding.lanes.MAX_LANE_BITS, a test keeps them equal; wider lanes would pack nothing
-        problems += _number("encoding.lane_bits", encoding.lane_bits, low=2, high=32)
+        problems += number("encoding.lane_bits", encoding.lane_bits, low=2, high=32)
         if encoding.ring_bits != 64:
             problems.append(
                 "encoding.lane_bits packs coordinates into 64-bit words: it needs "
@@ -395,15 +394,15 @@ def _encoding_rules(plan: Plan) -> list[str]:
 def _simulation_rules(plan: Plan) -> list[str]:
     simulation = plan.simulation
     return [
-        *_number(
+        *number(
             "simulation.dropouts_per_round",
             simulation.dropouts_per_round,
             low=0,
             high=plan.fleet.agents,
         ),
-        *_number("simulation.evaluation_interval", simulation.evaluation_interval, low=1, high=1e9),
-        *_number("simulation.evaluation_episodes", simulation.evaluation_episodes, low=1, high=1e6),
-        *_number("simulation.persons_per_agent", simulation.persons_per_agent, low=0, high=1e9),
+        *number("simulation.evaluation_interval", simulation.evaluation_interval, low=1, high=1e9),
+        *number("simulation.evaluation_episodes", simulation.evaluation_episodes, low=1, high=1e6),
+        *number("simulation.persons_per_agent", simulation.persons_per_agent, low=0, high=1e9),
         *_simulated_persons(plan),
     ]
 
@@ -424,7 +423,7 @@ RULES = (
     _text_rules,
     _fleet_rules,
     _policy_rules,
-    _training_rules,
+    *TRAINING_RULES,
     _federation_rules,
     _privacy_rules,
     _unit_rules,

@@ -50,8 +50,9 @@ def _read_value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
             problems.append(f"{path} must be one of {', '.join(map(repr, options))}, got {value!r}")
         return value
     if origin is tuple:
-        if not isinstance(value, list) or not all(_is_integer(item) for item in value):
-            problems.append(f"{path} must be a list of integers, got {value!r}")
+        kind = options[0]
+        if not isinstance(value, list) or not all(_is_item(kind, item) for item in value):
+            problems.append(f"{path} must be a list of {_ITEMS[kind]}, got {value!r}")
             return ()
         return tuple(value)
     if hint is float and _is_integer(value):
@@ -101,8 +102,9 @@ def _type_problem(hint: Any, value: Any, path: str) -> Iterator[str]:
         if type(value) is not str or value not in options:
             yield f"{path} must be one of {', '.join(map(repr, options))}, got {_shown(value)}"
     elif origin is tuple:
-        if type(value) is not tuple or not all(_is_integer(item) for item in value):
-            yield f"{path} must be a tuple of integers, got {_shown(value)}"
+        kind = options[0]
+        if type(value) is not tuple or not all(_is_item(kind, item) for item in value):
+            yield f"{path} must be a tuple of {_ITEMS[kind]}, got {_shown(value)}"
     elif not _fits(hint, value):
         yield f"{path} must be {_name(hint)}, got {_shown(value)}"
 
@@ -116,6 +118,13 @@ def _fits(hint: Any, value: Any) -> bool:
 def _is_integer(value: Any) -> bool:
     """An int of at most 64 bits: nothing here is larger, and larger ones overflow a float."""
     return type(value) is int and value.bit_length() < 64
+
+
+_ITEMS = {int: "integers", str: "texts"}
+
+
+def _is_item(kind: type[Any], value: Any) -> bool:
+    return _is_integer(value) if kind is int else type(value) is kind
 
 
 def _shown(value: Any) -> str:

@@ -56,6 +56,7 @@ from privfedrl.secagg import Transcript
 from privfedrl.training import LocalUpdate
 from privfedrl.training.clip_groups import clip_by_group
 from privfedrl.training.metric_coordinates import row_groups
+from privfedrl.training.algorithms import Models, Objective
 from privfedrl.training.networks import TorchMlp
 from privfedrl.training.private_step import private_rows
 from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused, hooks
@@ -358,7 +359,9 @@ def test_no_path_to_gradients_lets_one_trajectory_change_a_bit_of_the_others(
     batch = with_actions(0.0)(batch_of(setup), [0])
     changed = CHANGES[name](batch, [0])
     before, after = (
-        private_rows(network, one, clip_norm=1.0, gamma=0.99, gradient=gradient).rows
+        private_rows(
+            Models(network), one, Objective(gamma=0.99), clip_norm=1.0, gradient=gradient
+        ).rows
         for one in (batch, changed)
     )
     assert before[1:].tobytes() == after[1:].tobytes()

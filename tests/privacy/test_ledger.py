@@ -375,6 +375,14 @@ def test_a_note_that_cannot_be_stored_is_refused(note: object) -> None:
         {"delta": 1.0},
         {"delta": math.nan},
         {"max_participations": 3},
+        {"unit": Unit.TRAJECTORY, "event": skellam(unit=Unit.TRAJECTORY), "max_participations": 0},
+        {"replayed": ["batch-1"]},
+        {"replayed": "batch-1"},
+        {"replayed": ("",)},
+        {"replayed": (1,)},
+        {"replayed": ("batch-0",)},
+        {"replayed": ("batch-1", "batch-1")},
+        {"replayed": tuple(f"batch-{number}" for number in range(1, 1026))},
         {"unit": Unit.PERSON, "event": skellam(unit=Unit.PERSON), "max_participations": 0},
         {"unit": Unit.PERSON, "event": skellam(unit=Unit.PERSON), "max_participations": 2**53 + 1},
         {"unit": Unit.PERSON, "event": skellam(unit=Unit.PERSON), "max_participations": True},
@@ -636,7 +644,7 @@ def forged(chain: Chain, body: dict[str, object], *, settles: int | None = None)
 @pytest.mark.parametrize(
     ("body", "settles"),
     [
-        ({"kind": "genesis", "format": 2, "ledger_id": "00"}, None),
+        ({"kind": "genesis", "format": 3, "ledger_id": "00"}, None),
         ({"kind": "other"}, None),
         ({"kind": ["reserve"]}, None),
         ({"kind": "settle", "time": 1, "reservation": 9, "event": {}, "note": ""}, 9),
@@ -690,9 +698,9 @@ def test_records_that_are_not_canonical_json_are_refused() -> None:
 def test_another_format_version_is_named() -> None:
     chain = Chain()
     with pytest.raises(LedgerIntegrity, match="format"):
-        chain.append(forged(chain, {"kind": "genesis", "format": 1, "ledger_id": "00" * 16}))
+        chain.append(forged(chain, {"kind": "genesis", "format": 2, "ledger_id": "00" * 16}))
     with pytest.raises(LedgerIntegrity, match="identity"):
-        chain.append(forged(chain, {"kind": "genesis", "format": 2, "ledger_id": "00"}))
+        chain.append(forged(chain, {"kind": "genesis", "format": 3, "ledger_id": "00"}))
 
 
 # ---- files, modes, limits -----------------------------------------------------------------------

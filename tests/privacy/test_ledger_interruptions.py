@@ -335,7 +335,13 @@ def events_of(unit: Unit) -> list[DpEvent]:
 
 
 @given(
-    st.sampled_from([(PERSON, None), (PERSON, 1), (PERSON, 3), (AGENT, None), (TRAJECTORY, None)]),
+    st.sampled_from(
+        [
+            *((PERSON, cap) for cap in (None, 1, 3)),
+            (AGENT, None),
+            *((TRAJECTORY, cap) for cap in (None, 1, 2, 3)),
+        ]
+    ),
     st.lists(
         st.tuples(
             st.integers(0, 7), st.integers(0, 2), st.none() | st.sampled_from(["same", "none"])

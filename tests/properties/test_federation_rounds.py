@@ -26,7 +26,7 @@ from privfedrl.plan import (
 )
 from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.privacy import compose
-from privfedrl.training import LocalTrainer, LocalUpdate, ReinforceSettings, clip_rows
+from privfedrl.training import LocalTrainer, LocalUpdate, TrainerSettings, clip_rows
 
 
 @cache
@@ -51,7 +51,7 @@ def real_rows(seed: int) -> np.ndarray:
     )
     source = FleetExperience(setup, [nominal("CartPole-v1")], seed=seed, workers=None)
     source.prepare(theta, 0, 0, [0])
-    trainer = LocalTrainer(setup.policy, ReinforceSettings(gamma=1.0, clip_norm=1.0))
+    trainer = LocalTrainer(setup.policy, TrainerSettings(clip_norm=1.0))
     rows: np.ndarray = trainer.local_update(theta, source.of(0, theta, 0, 0, 0)).rows
     return rows
 

@@ -20,6 +20,7 @@ from privfedrl.training.clip_groups import total_clip
 from privfedrl.training.local_update import clip_rows, row_norms
 from privfedrl.training.metric_coordinates import ClipQuantile, row_groups
 from privfedrl.training.networks import TorchMlp
+from privfedrl.training.algorithms import Models, Objective
 from privfedrl.training.private_step import ReturnRelease, private_rows
 from privfedrl.training.reinforce import Truncation, trajectory_weights
 from privfedrl.training.subjects import Grouping, grouped
@@ -65,8 +66,9 @@ def batches(draw, kind: str, nonsense: bool = True) -> TrajectoryBatch:
 
 def sound(batch: TrajectoryBatch, dtype: torch.dtype = torch.float64, **options) -> np.ndarray:
     kind = "categorical" if batch.actions.ndim == 2 else "gaussian"
-    chosen = {"truncation": Truncation.CONTINUE, "entropy_weight": 0.01} | options
-    return private_rows(network(kind, dtype), batch, clip_norm=CLIP, gamma=0.97, **chosen).rows
+    objective = Objective(gamma=0.97, truncation=Truncation.CONTINUE, entropy_weight=0.01)
+    models = Models(network(kind, dtype))
+    return private_rows(models, batch, objective, clip_norm=CLIP, **options).rows
 
 
 def without(batch: TrajectoryBatch, index: int) -> TrajectoryBatch:

@@ -39,13 +39,15 @@ from privfedrl.testing.isolation_honest import Honest, QLearning, Rows
 from privfedrl.testing.isolation_rounds import TrainerRounds
 from privfedrl.testing.isolation_values import Channel, Observation, RoundSeen, UnitLeak
 from privfedrl.testing.isolation_worlds import Pair, pairs
-from privfedrl.training import LocalTrainer, LocalUpdate, ReinforceSettings
+from privfedrl.training import LocalTrainer, LocalUpdate, Objective, TrainerSettings
 
 POLICY = MlpPolicy(observation_size=3, hidden=(4,), action="categorical", action_size=2)
 
 
 def shipped(**changes) -> LocalTrainer:
-    return LocalTrainer(POLICY, ReinforceSettings(**({"gamma": 0.9, "clip_norm": 0.5} | changes)))
+    objective = Objective(gamma=0.9)
+    chosen = TrainerSettings(objective=objective, **({"clip_norm": 0.5} | changes))
+    return LocalTrainer(POLICY, chosen)
 
 
 class Saying(Honest):

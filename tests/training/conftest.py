@@ -21,7 +21,7 @@ def _make_batch(
     shape = mask.shape
     actions = (
         rng.integers(0, 3, shape)
-        if kind == "categorical"
+        if kind != "gaussian"
         else rng.normal(size=(*shape, 3)).astype(np.float32)
     )
     return TrajectoryBatch(
@@ -38,10 +38,13 @@ def _make_network(
     kind: str = "categorical",
     *,
     hidden: tuple[int, ...] = (7, 6),
+    critic: tuple[int, ...] | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> TorchMlp:
-    policy = MlpPolicy(observation_size=5, hidden=hidden, action=kind, action_size=3)
+    policy = MlpPolicy(
+        observation_size=5, hidden=hidden, action=kind, action_size=3, critic_hidden=critic
+    )
     parameters = np.random.default_rng(seed).normal(size=policy.num_parameters) * 0.5
     return TorchMlp(policy, parameters, dtype=dtype)
 

@@ -13,31 +13,40 @@ from privfedrl.errors import (
     UnsupportedMechanism,
 )
 from privfedrl.privacy.units import Unit
-from privfedrl.training.local_trainer import LocalTrainer, ReinforceSettings
+from privfedrl.training.algorithms import Objective
+from privfedrl.training.local_trainer import LocalTrainer
 from privfedrl.training.local_update import row_norms
 from privfedrl.training.metric_coordinates import ClipQuantile
 from privfedrl.training.private_step import ReturnRelease
 from privfedrl.training.reinforce import Truncation, trajectory_weights
-from privfedrl.training.trajectory_gradients import loop
+from privfedrl.training.settings import TrainerSettings
+from privfedrl.training.trajectory_gradients import Terms, loop
 
-SETTINGS = ReinforceSettings(gamma=0.9, clip_norm=0.2)
+
+def settings(*, gamma=0.9, truncation=Truncation.NONE, entropy_weight=0.0, **changes):
+    """REINFORCE with these changes."""
+    objective = Objective(gamma=gamma, truncation=truncation, entropy_weight=entropy_weight)
+    return TrainerSettings(objective=objective, **changes)
+
+
+SETTINGS = settings(clip_norm=0.2)
 RELEASE = ReturnRelease(low=0.0, high=1.0, weight=1.0)
 QUANTILE = ClipQuantile(quantile=0.5, learning_rate=0.2, low=0.01, high=4.0, weight=0.25)
 PERSON = replace(SETTINGS, unit=Unit.PERSON, max_trajectories_per_unit=2, units=3)
 
 
-def agent(**changes) -> ReinforceSettings:
-    return ReinforceSettings(gamma=0.9, **({"clip_norm": 5.0, "unit": Unit.AGENT} | changes))
+def agent(**changes) -> TrainerSettings:
+    return settings(**({"clip_norm": 5.0, "unit": Unit.AGENT} | changes))
 
 
 def test_an_update_has_the_announced_size_and_bound(make_batch, make_network):
     network = make_network()
-    for settings in (
+    for chosen in (
         SETTINGS,
         replace(SETTINGS, return_release=RELEASE),
         replace(SETTINGS, return_release=replace(RELEASE, spread=True), clip_quantile=QUANTILE),
     ):
-        trainer = LocalTrainer(network.policy, settings)
+        trainer = LocalTrainer(network.policy, chosen)
         update = trainer.local_update(network.flat(), make_batch([4, 9]))
         assert update.rows.shape == (2, trainer.dimension)
         assert update.clip_norm == trainer.clip_norm
@@ -70,7 +79,7 @@ def test_agent_delta_is_plain_gradient_ascent(make_batch, make_network):
     moved = theta.copy()
     for batch in batches:
         network.load(moved)
-        rows = loop(network, batch, trajectory_weights(batch, gamma=0.9), 0.0)
+        rows = loop(network, batch, trajectory_weights(batch, gamma=0.9), Terms())
         moved = moved + 0.1 * rows.numpy().sum(axis=0) / 2
     assert update.unit is Unit.AGENT
     assert update.rows.shape == (1, len(theta))
@@ -86,8 +95,8 @@ def test_agent_delta_is_clipped_as_one_row(make_batch, make_network):
 
 def test_iterates_that_leave_the_policys_range_send_a_zero_row(make_batch, make_network):
     network = make_network()
-    settings = agent(local_steps=3, learning_rate=1e30)
-    update = LocalTrainer(network.policy, settings).local_steps(
+    huge = agent(local_steps=3, learning_rate=1e30)
+    update = LocalTrainer(network.policy, huge).local_steps(
         network.flat(), lambda _: make_batch([4, 9])
     )
     assert not update.rows.any()
@@ -103,13 +112,13 @@ def test_local_steps_refuse_a_stale_batch(make_batch, make_network):
 
 def test_the_control_arm_must_say_that_it_is_not_private(make_batch, make_network):
     with pytest.raises(ConfigurationError, match="private=False"):
-        ReinforceSettings(gamma=0.9, clip_norm=None)
+        settings(clip_norm=None)
     with pytest.raises(ConfigurationError, match="private is False"):
-        ReinforceSettings(gamma=0.9, clip_norm=1.0, private=False)
+        settings(clip_norm=1.0, private=False)
     network, batch = make_network(), make_batch([4, 0, 9])
-    control = ReinforceSettings(gamma=0.9, clip_norm=None, private=False)
+    control = settings(clip_norm=None, private=False)
     update = LocalTrainer(network.policy, control).local_update(network.flat(), batch)
-    rows = loop(network, batch, trajectory_weights(batch, gamma=0.9), 0.0).numpy()
+    rows = loop(network, batch, trajectory_weights(batch, gamma=0.9), Terms()).numpy()
     assert (update.private, update.clip_norm) == (False, math.inf)
     assert np.allclose(update.rows, rows, atol=1e-5)
     delta = LocalTrainer(network.policy, replace(control, unit=Unit.AGENT)).local_steps(
@@ -132,7 +141,7 @@ def test_the_control_arm_must_say_that_it_is_not_private(make_batch, make_networ
 
 def test_several_local_steps_are_refused_for_the_trajectory_unit():
     with pytest.raises(UnsupportedMechanism, match="later iterates"):
-        ReinforceSettings(gamma=0.9, clip_norm=1.0, local_steps=2)
+        settings(clip_norm=1.0, local_steps=2)
 
 
 def test_several_local_steps_are_refused_for_the_person_unit_and_the_sound_ways_named():
@@ -160,8 +169,8 @@ def test_a_person_update_has_the_announced_rows_whatever_the_data(
     make_batch, make_network, lengths, subjects, filled
 ):
     network = make_network()
-    for settings in (PERSON, replace(PERSON, return_release=RELEASE, clip_quantile=QUANTILE)):
-        trainer = LocalTrainer(network.policy, settings)
+    for chosen in (PERSON, replace(PERSON, return_release=RELEASE, clip_quantile=QUANTILE)):
+        trainer = LocalTrainer(network.policy, chosen)
         update = trainer.local_update(network.flat(), people(make_batch(lengths), subjects))
         assert update.rows.shape == (3, trainer.dimension)
         assert (update.unit, update.clip_norm) == (Unit.PERSON, trainer.clip_norm)
@@ -248,4 +257,4 @@ def test_units_and_calls_that_do_not_fit_are_refused(make_batch, make_network):
 )
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ConfigurationError):
-        ReinforceSettings(**({"gamma": 0.9, "clip_norm": 1.0} | changes))
+        settings(**({"clip_norm": 1.0} | changes))

@@ -13,10 +13,13 @@ from opacus.optimizers import DPOptimizer
 
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
-from privfedrl.training.local_trainer import LocalTrainer, ReinforceSettings
+from privfedrl.training.algorithms import Objective
+from privfedrl.training.local_trainer import LocalTrainer
 from privfedrl.training.networks import LogStd, TorchMlp
 from privfedrl.training.reinforce import trajectory_weights
+from privfedrl.training.settings import TrainerSettings
 from privfedrl.training.trajectory_gradients import (
+    Terms,
     _log_std_grad_sample,
     fused,
     hooks,
@@ -55,9 +58,9 @@ def opacus_sum(policy: MlpPolicy, theta: np.ndarray, data: TrajectoryBatch) -> n
         expected_batch_size=1,
         loss_reduction="sum",
     )
-    steps = prepare(network, data, trajectory_weights(data, gamma=0.99), 0.0)
+    steps = prepare(network, data, trajectory_weights(data, gamma=0.99), Terms(0.0))
     observations = steps.observations.detach().requires_grad_()
-    objective(module(observations), steps).backward()
+    objective(module(observations), steps, network.policy.action).backward()
     optimizer.pre_step()
     return torch.cat([p.grad.flatten() for p in module.parameters()]).numpy()
 
@@ -68,7 +71,7 @@ def opacus_sum(policy: MlpPolicy, theta: np.ndarray, data: TrajectoryBatch) -> n
 def test_the_clipped_sum_of_a_step_is_the_one_of_opacus(kind: str, gradient: object) -> None:
     policy = MlpPolicy(observation_size=3, hidden=(6,), action=kind, action_size=2)
     theta = np.random.default_rng(1).normal(size=policy.num_parameters)
-    settings = ReinforceSettings(gamma=0.99, clip_norm=CLIP)
+    settings = TrainerSettings(objective=Objective(gamma=0.99), clip_norm=CLIP)
     trainer = LocalTrainer(policy, settings, dtype=torch.float64, gradient=gradient)
     data = batch(kind)
     ours = trainer.local_update(theta, data).rows.sum(axis=0)

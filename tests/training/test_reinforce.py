@@ -39,7 +39,7 @@ def test_a_cut_trajectory_continues_with_its_own_mean_reward(make_batch):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("truncation", list(Truncation))
+@pytest.mark.parametrize("truncation", [Truncation.NONE, Truncation.CONTINUE])
 def test_a_reward_that_is_not_finite_spoils_its_own_trajectory_only(bad, truncation, make_batch):
     batch = make_batch([4, 9])
     rewards = batch.rewards.copy()

@@ -6,18 +6,25 @@ that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from privfedrl.envs import cartpole
+from privfedrl.envs.acrobot import VectorAcrobot
 from privfedrl.envs.cartpole import VectorCartPole
 from privfedrl.envs.fleet import heterogeneous, nominal
+from privfedrl.envs.numpy_block import NumpyBlock
+from privfedrl.envs.pendulum import VectorPendulum
+from privfedrl.envs.perturbed import perturbed
 from privfedrl.envs.spec import EnvSpec
 from privfedrl.envs.vector_env import VectorEnv
+from privfedrl.errors import ConfigurationError
 
 __all__ = [
     "EnvSpec",
+    "VectorAcrobot",
     "VectorCartPole",
     "VectorEnv",
+    "VectorPendulum",
     "fits_one_block",
     "heterogeneous",
     "make_fleet_env",
@@ -25,34 +32,42 @@ __all__ = [
     "nominal",
 ]
 
+#: the families with a numpy environment
+BLOCKS: Mapping[str, type[NumpyBlock]] = MappingProxyType(
+    {block.family: block for block in (VectorAcrobot, VectorCartPole, VectorPendulum)}
+)
+
 
 def make_vector_env(spec: EnvSpec, num_envs: int) -> VectorEnv:
     """``num_envs`` independent copies of one environment.
 
-    Numpy for CartPole-v1, Gymnasium (extra ``rl``) for every other id.
+    Numpy for the families of ``BLOCKS``, Gymnasium (extra ``rl``) for every other id.
 
     Raises:
         ConfigurationError: unknown id, or spaces that no policy here can serve.
         MissingExtraError: Gymnasium is needed and absent.
     """
-    if spec.id == cartpole.FAMILY:
-        return VectorCartPole(spec, num_envs)
+    if spec.id in BLOCKS:
+        return perturbed(BLOCKS[spec.id](spec, num_envs), [spec])
     from privfedrl.envs.gymnasium_env import GymnasiumEnv
 
-    return GymnasiumEnv(spec, num_envs)
+    return perturbed(GymnasiumEnv(spec, num_envs), [spec])
 
 
 def fits_one_block(specs: Sequence[EnvSpec]) -> bool:
     """Whether ``make_fleet_env`` can put these agents into one numpy block."""
-    return {spec.id for spec in specs} == {cartpole.FAMILY} and (
-        len({spec.time_limit for spec in specs}) == 1
-    )
+    ids = {spec.id for spec in specs}
+    return len(ids) == 1 and ids <= set(BLOCKS) and len({spec.time_limit for spec in specs}) == 1
 
 
 def make_fleet_env(specs: Sequence[EnvSpec], num_envs_each: int) -> VectorEnv:
     """One block of ``len(specs) * num_envs_each`` rows; agent k owns the k-th share of rows.
 
     Raises:
-        ConfigurationError: the family has no numpy environment, or time limits differ.
+        ConfigurationError: the families have no numpy environment in common, or time limits differ.
     """
-    return VectorCartPole(specs, len(specs) * num_envs_each)
+    if not fits_one_block(specs):
+        raise ConfigurationError(
+            f"specs must be of one family of {', '.join(sorted(BLOCKS))} with one horizon"
+        )
+    return perturbed(BLOCKS[specs[0].id](specs, len(specs) * num_envs_each), specs)

@@ -11,17 +11,16 @@ rows that still run are stepped.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privfedrl.envs.gymnasium_make import make_scalar, start_shift
 from privfedrl.envs.spec import EnvSpec
 from privfedrl.envs.vector_env import Step, row_shares
-from privfedrl.errors import ConfigurationError, EnvironmentFault, MissingExtraError
+from privfedrl.errors import ConfigurationError, EnvironmentFault
 
 if TYPE_CHECKING:
     import gymnasium
@@ -31,43 +30,8 @@ __all__ = ["MAX_OBSERVATION", "GymnasiumEnv"]
 #: beyond this a float32 forward pass may overflow; no working environment comes near it
 MAX_OBSERVATION = 1e20
 _MAX_SEED = 2**31
-
-Result = TypeVar("Result")
-Params = Mapping[str, float]
-
-
-def _lunar_lander_kwargs(params: Params) -> dict[str, Any]:
-    windy = params["wind_power"] > 0 or params["turbulence_power"] > 0
-    return {"gravity": params["gravity"], "enable_wind": windy} | (
-        {"wind_power": params["wind_power"], "turbulence_power": params["turbulence_power"]}
-        if windy
-        else {}
-    )
-
-
-def _cartpole_attributes(params: Params) -> dict[str, float]:
-    # Gymnasium caches these two at construction; changed masses would silently not count
-    return dict(params) | {
-        "total_mass": params["masspole"] + params["masscart"],
-        "polemass_length": params["masspole"] * params["length"],
-    }
-
-
-def _nothing(_params: Params) -> dict[str, Any]:
-    return {}
-
-
-# id -> (constructor arguments, attributes set afterwards)
-_PARAMETER_RULES: Mapping[
-    str, tuple[Callable[[Params], dict[str, Any]], Callable[[Params], dict[str, Any]]]
-] = MappingProxyType(
-    {
-        "CartPole-v1": (_nothing, _cartpole_attributes),
-        "LunarLander-v3": (_lunar_lander_kwargs, _nothing),
-        "LunarLanderContinuous-v3": (_lunar_lander_kwargs, _nothing),
-        "Pendulum-v1": (lambda params: {"g": params["g"]}, dict),
-    }
-)
+#: what foreign code may raise without ending this process; an interrupt is not the environment's
+_FOREIGN = (Exception, SystemExit)
 
 
 class GymnasiumEnv:
@@ -88,7 +52,10 @@ class GymnasiumEnv:
             raise ConfigurationError(f"num_envs must be an integer >= 1, got {num_envs!r}")
         self.num_envs = num_envs
         self._id = spec.id
-        self._envs = [_make(spec) for _ in range(num_envs)]
+        made = [make_scalar(spec) for _ in range(num_envs)]
+        self._envs = [env for env, _limit in made]
+        self._limit = made[0][1]
+        self._start_shift = start_shift(spec)
         self._observation_space = self._envs[0].observation_space
         self._action_space = self._envs[0].action_space
         self.observation_size, self._flatten = _observation_reader(spec.id, self._observation_space)
@@ -121,6 +88,9 @@ class GymnasiumEnv:
         """Room for the rows with these numbers, as counted at the reset."""
         n = len(numbers)
         self._numbers = numbers
+        # observation and reward as returned, not yet looked at
+        self._seen = np.zeros((n, self.observation_size + 1))
+        self._live, self._some_ended = list(range(n)), False
         self._observations = np.zeros((n, self.observation_size), dtype=np.float32)
         self._rewards = np.zeros(n, dtype=np.float32)
         self._terminated = np.zeros(n, dtype=np.bool_)
@@ -136,55 +106,81 @@ class GymnasiumEnv:
             for seed in one.integers(_MAX_SEED, size=rows)
         ]
         self.failures.clear()
+        self._steps = 0
         self._allocate(list(range(self.num_envs)))
         for row, seed in enumerate(seeds):
-            with self._row_alone(row):
-                self._reset_row(row, seed)
-        self._refuse_if_none_is_left()
+            self._row_alone("reset", self._reset_row, row, seed)
+        self._take()
         return self._observations
 
     def step(self, actions: NDArray[np.int64] | NDArray[np.float32]) -> Step:
         """Step the rows that have not ended. See ``VectorEnv.step``."""
         prepared = self._prepare(actions)
-        for row in np.flatnonzero(~(self._terminated | self._truncated)).tolist():
-            with self._row_alone(row):
-                self._step_row(row, prepared[row])
-        self._refuse_if_none_is_left()
+        self._steps += 1
+        for row in self._live:
+            self._row_alone("step", self._step_row, row, prepared[row])
+        self._take()
+        if self._limit is not None and self._steps >= self._limit:
+            np.logical_not(self._terminated, out=self._truncated)
+            self._live = []
         return self._observations, self._rewards, self._terminated, self._truncated
 
     def _reset_row(self, row: int, seed: int) -> None:
         env = self._envs[self._numbers[row]]
-        observation, _info = self._call("reset", env.reset, seed=seed)
+        observation, _info = env.reset(seed=seed)
         if (
             env.observation_space != self._observation_space
             or env.action_space != self._action_space
         ):
             raise EnvironmentFault(f"{self._id}: spaces changed after construction")
-        self._read(row, observation)
+        if self._start_shift is not None:
+            observation = self._start_shift(env, np.random.default_rng([seed, 1]))
+        self._seen[row, :-1] = self._flat(observation)
 
     def _step_row(self, row: int, action: Any) -> None:
-        result = self._call("step", self._envs[self._numbers[row]].step, action)
+        result = self._envs[self._numbers[row]].step(action)
         if not isinstance(result, tuple) or len(result) != 5:
             raise EnvironmentFault(f"{self._id}: step must return five values")
         observation, reward, terminated, truncated, _info = result
-        self._read(row, observation)
-        self._rewards[row] = self._checked_reward(reward)
-        self._terminated[row] = bool(terminated)
-        self._truncated[row] = bool(truncated) and not terminated
+        seen = self._seen[row]
+        seen[:-1], seen[-1] = self._flat(observation), float(reward)
+        if terminated or truncated:
+            self._terminated[row], self._truncated[row] = bool(terminated), not terminated
+            self._some_ended = True
 
-    @contextlib.contextmanager
-    def _row_alone(self, row: int) -> Iterator[None]:
-        """A fault ends its own row and leaves what the policy sees of it finite."""
+    def _row_alone(self, verb: str, act: Callable[[int, Any], None], row: int, value: Any) -> None:
+        """Run foreign code for one row; whatever it raises ends that row, without its message."""
         try:
-            yield
+            act(row, value)
             return
         except EnvironmentFault as error:
             fault = error
-        except Exception as error:  # noqa: BLE001 - foreign values may raise when they are used
-            kind = type(error).__name__
-            fault = EnvironmentFault(f"{self._id}: what step or reset returned raised {kind}")
+        except _FOREIGN as error:
+            fault = EnvironmentFault(f"{self._id}: {verb} raised {type(error).__name__}")
+        self._fail(row, fault)
+
+    def _fail(self, row: int, fault: EnvironmentFault) -> None:
         self.failures[self._numbers[row]] = fault
         self._terminated[row], self._truncated[row] = False, True
+        self._some_ended = True
+
+    def _take(self) -> None:
+        """Show what was returned, where it is finite; other rows end and show nothing new."""
+        # one look at all of it: NaN makes both comparisons false
+        if not (self._seen.max() <= MAX_OBSERVATION and self._seen.min() >= -MAX_OBSERVATION):
+            for row in np.flatnonzero(
+                ~(np.abs(self._seen) <= MAX_OBSERVATION).all(axis=1)
+            ).tolist():
+                shown, paid = self._seen[row, :-1], self._seen[row, -1:]
+                what = "reward" if (np.abs(shown) <= MAX_OBSERVATION).all() else "observation"
+                text = f"{self._id}: {what} is not finite (or beyond 1e20)"
+                shown[:], paid[:] = self._observations[row], 0.0
+                self._fail(row, EnvironmentFault(text))
+        self._observations[...], self._rewards[:] = self._seen[:, :-1], self._seen[:, -1]
+        if self._some_ended:
+            self._live = np.flatnonzero(~(self._terminated | self._truncated)).tolist()
+            self._some_ended = False
+        self._refuse_if_none_is_left()
 
     def _refuse_if_none_is_left(self) -> None:
         if len(self.failures) == self.num_envs:
@@ -196,13 +192,14 @@ class GymnasiumEnv:
         observations = self._observations[rows]
         self._allocate([self._numbers[row] for row in rows])
         self._terminated[:], self._truncated[:] = ended
-        self._observations[...] = observations
+        self._observations[...] = self._seen[:, :-1] = observations
+        self._live = np.flatnonzero(~(self._terminated | self._truncated)).tolist()
 
     def close(self) -> None:
         """Close every environment; what one raises by then is too late to matter, and dropped."""
         for env in self._envs:
-            with contextlib.suppress(EnvironmentFault):
-                self._call("close", env.close)
+            with contextlib.suppress(*_FOREIGN):
+                env.close()
 
     def _prepare(self, actions: NDArray[np.int64] | NDArray[np.float32]) -> Sequence[Any]:
         """Actions as the environment wants them, inside the public bounds."""
@@ -212,33 +209,14 @@ class GymnasiumEnv:
         shaped = clipped.reshape(-1, *(self._action_space.shape or ()))
         return list(shaped.astype(self._action_space.dtype))
 
-    def _call(
-        self, verb: str, function: Callable[..., Result], *args: Any, **kwargs: Any
-    ) -> Result:
-        """Run the environment's code; whatever it raises becomes a fault without its message."""
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - foreign code may raise anything
-            kind = type(error).__name__
-        # raised outside the handler: the original may quote an observation, and must not be chained
-        raise EnvironmentFault(f"{self._id}: {verb} raised {kind}")
-
-    def _read(self, row: int, observation: Any) -> None:
-        flat = self._call("observation", self._flatten, observation)
+    def _flat(self, observation: Any) -> NDArray[np.floating]:
+        flat = self._flatten(observation)
         if flat.shape != (self.observation_size,):
             raise EnvironmentFault(
                 f"{self._id}: observation must have the declared size {self.observation_size}, "
                 f"got {flat.size}"
             )
-        if not (np.abs(flat) <= MAX_OBSERVATION).all():  # False for NaN too
-            raise EnvironmentFault(f"{self._id}: observation is not finite (or beyond 1e20)")
-        self._observations[row] = flat
-
-    def _checked_reward(self, reward: Any) -> float:
-        value = self._call("reward", float, reward)
-        if not abs(value) <= MAX_OBSERVATION:
-            raise EnvironmentFault(f"{self._id}: reward is not finite (or beyond 1e20)")
-        return value
+        return flat
 
 
 def _observation_reader(
@@ -262,28 +240,3 @@ def _observation_reader(
             f"observation space of {env_id} must be flattenable, got {type(space).__name__}"
         )
     return spaces.flatdim(space), lambda value: np.asarray(spaces.flatten(space, value))
-
-
-def _make(spec: EnvSpec) -> gymnasium.Env:
-    """One environment with the spec's parameters and time limit."""
-    try:
-        import gymnasium
-    except ImportError:
-        raise MissingExtraError("gymnasium", extra="rl") from None
-    arguments, attributes = _PARAMETER_RULES.get(spec.id, (_nothing, _nothing))
-    params = spec.parameters()
-    options = {} if spec.time_limit is None else {"max_episode_steps": spec.time_limit}
-    try:
-        with warnings.catch_warnings():
-            # SWIG modules (Box2D) warn on import and crash the process if that is made an error
-            warnings.filterwarnings("ignore", "builtin type [Ss]wig", DeprecationWarning)
-            env = gymnasium.make(spec.id, disable_env_checker=True, **options, **arguments(params))
-    except gymnasium.error.DependencyNotInstalled:
-        raise MissingExtraError(f"a dependency of {spec.id}", extra="rl") from None
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ModuleNotFoundError):
-        raise ConfigurationError(f"id must be a registered environment, got {spec.id!r}") from None
-    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
-        raise EnvironmentFault(f"{spec.id}: constructor raised {type(error).__name__}") from None
-    for name, value in attributes(params).items():
-        setattr(env.unwrapped, name, value)
-    return env

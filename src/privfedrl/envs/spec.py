@@ -1,114 +1,57 @@
 """Which MDP an agent lives in, as a frozen, hashable value.
 
 Guarantee: a spec that exists has only known parameters inside their valid range, and two specs
-with the same dynamics and time limit are equal (a parameter at its nominal value is not stored).
+with the same dynamics, starts, rewards, observations, delay and time limit are equal (what is at
+its nominal value is not stored).
 
-The tables are the one place where families, parameters, nominal values and ranges are written.
-A Gymnasium id without a row is allowed; it takes no parameters.
+A Gymnasium id without a row in ``families`` is allowed; it takes no physical parameters.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
-from types import MappingProxyType
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.envs.families import FAMILIES, Family, Parameter
+from privfedrl.errors import ConfigurationError, shown
 
-__all__ = ["FAMILIES", "EnvSpec", "Family", "Parameter"]
+__all__ = ["FAMILIES", "MAX_ACTION_DELAY", "EnvSpec", "Family", "Parameter"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """One physical parameter of a family.
-
-    Attributes:
-        nominal: the value of the unmodified environment.
-        low, high: closed range of valid values.
-        spread: half-range of a heterogeneous fleet at level 1, in the parameter's own unit.
-        one_sided: the fleet covers [nominal, nominal + spread] instead of nominal +- spread.
-    """
-
-    nominal: float
-    low: float
-    high: float
-    spread: float = 0.0
-    one_sided: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """The parameters of one environment id, and its own time limit in steps."""
-
-    parameters: Mapping[str, Parameter]
-    horizon: int
-
-
-_LUNAR_LANDER = Family(
-    parameters=MappingProxyType(
-        {
-            # Box2D asserts -12 < gravity < 0
-            "gravity": Parameter(nominal=-10.0, low=-11.99, high=-0.01, spread=1.0),
-            # 0 means no wind; at level 1 half of the maxima (20, 2) that Gymnasium recommends
-            "turbulence_power": Parameter(
-                nominal=0.0, low=0.0, high=2.0, spread=1.0, one_sided=True
-            ),
-            "wind_power": Parameter(nominal=0.0, low=0.0, high=20.0, spread=10.0, one_sided=True),
-        }
-    ),
-    horizon=1000,
-)
-
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "CartPole-v1": Family(
-            parameters=MappingProxyType(
-                {
-                    "force_mag": Parameter(nominal=10.0, low=0.1, high=100.0),
-                    "gravity": Parameter(nominal=9.8, low=0.1, high=50.0, spread=0.3 * 9.8),
-                    # half the pole's length; factor 0.1 .. 1.9 at level 1
-                    "length": Parameter(nominal=0.5, low=0.05, high=10.0, spread=0.5),
-                    "masscart": Parameter(nominal=1.0, low=0.01, high=100.0),
-                    "masspole": Parameter(nominal=0.1, low=0.001, high=100.0),
-                    "tau": Parameter(nominal=0.02, low=0.001, high=0.1),
-                }
-            ),
-            horizon=500,
-        ),
-        "LunarLander-v3": _LUNAR_LANDER,
-        "LunarLanderContinuous-v3": _LUNAR_LANDER,
-        "Pendulum-v1": Family(
-            parameters=MappingProxyType(
-                {
-                    "g": Parameter(nominal=10.0, low=0.1, high=50.0, spread=3.0),
-                    "l": Parameter(nominal=1.0, low=0.1, high=10.0, spread=0.5),
-                    "m": Parameter(nominal=1.0, low=0.1, high=10.0),
-                }
-            ),
-            horizon=200,
-        ),
-    }
-)
+#: more steps of delay than any environment here can be controlled with
+MAX_ACTION_DELAY = 32
+_REQUIRED = ("id", "params", "horizon")
 
 
 @dataclass(frozen=True, slots=True)
 class EnvSpec:
-    """One environment: a family, its changed parameters, its time limit.
+    """One environment: a family, its changed parameters, its time limit, its perturbations.
 
     Attributes:
         id: Gymnasium id, for example ``CartPole-v1``.
         params: (name, value) pairs, stored sorted by name and without nominal values.
         horizon: the environment's own time limit in steps; None keeps the family's limit.
+        reward_scale, reward_offset: a reward r becomes scale * r + offset; 0.01 .. 100, +-100.
+        initial_noise: half-width of a uniform shift of every coordinate of the initial state.
+        observation_noise: standard deviation of Gaussian noise on every coordinate of every
+            observation; 0 .. 10.
+        action_delay: steps between an action and its effect; the first ones are the public default
+            (action 0, or zeros clipped into the bounds).
     Raises:
-        ConfigurationError: unknown parameter, value outside its range, horizon below 1.
+        ConfigurationError: unknown parameter, value outside its range, horizon below 1, noise on
+            starts of an id whose state cannot be set.
     """
 
     id: str
     _: KW_ONLY
     params: tuple[tuple[str, float], ...] = ()
     horizon: int | None = None
+    reward_scale: float = 1.0
+    reward_offset: float = 0.0
+    initial_noise: float = 0.0
+    observation_noise: float = 0.0
+    action_delay: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -116,6 +59,30 @@ class EnvSpec:
         family = FAMILIES.get(self.id)
         object.__setattr__(self, "params", _checked_params(self.id, family, self.params))
         object.__setattr__(self, "horizon", _checked_horizon(family, self.horizon))
+        self._check_start(family.start_limit if family else 0.0)
+        for name, low, high in (
+            ("reward_scale", 0.01, 100.0),
+            ("reward_offset", -100.0, 100.0),
+            ("initial_noise", 0.0, math.inf),
+            ("observation_noise", 0.0, 10.0),
+        ):
+            object.__setattr__(self, name, _checked_number(self, name, low, high))
+        delay = self.action_delay
+        if (
+            not isinstance(delay, int)
+            or isinstance(delay, bool)
+            or not 0 <= delay <= (MAX_ACTION_DELAY)
+        ):
+            raise ConfigurationError(
+                f"action_delay must be an integer in 0..{MAX_ACTION_DELAY}, got {shown(delay)}"
+            )
+
+    def _check_start(self, limit: float) -> None:
+        if not _is_number(self.initial_noise) or self.initial_noise > limit:
+            rule = f"in [0, {limit}] for" if limit else "0: the state cannot be set in"
+            raise ConfigurationError(
+                f"initial_noise must be {rule} {self.id}, got {shown(self.initial_noise)}"
+            )
 
     def parameters(self) -> dict[str, float]:
         """Every parameter of the family by name, nominal where it was not changed."""
@@ -130,31 +97,44 @@ class EnvSpec:
         return self.horizon if self.horizon is not None else (family.horizon if family else None)
 
     def to_json(self) -> str:
-        """Canonical JSON; ``from_json`` gives back an equal spec."""
-        return json.dumps(
-            {"id": self.id, "params": dict(self.params), "horizon": self.horizon},
-            sort_keys=True,
-            allow_nan=False,
-        )
+        """Canonical JSON, without perturbations that are absent; ``from_json`` reads it back."""
+        data: dict[str, Any] = {
+            "id": self.id,
+            "params": dict(self.params),
+            "horizon": self.horizon,
+        } | {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in _REQUIRED and getattr(self, field.name) != field.default
+        }
+        return json.dumps(data, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> EnvSpec:
         """Parse ``to_json``'s format; anything else raises ConfigurationError."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError("environment spec must be valid JSON") from error
-        if not isinstance(data, dict) or set(data) != {"id", "params", "horizon"}:
+        known = {field.name for field in fields(cls)}
+        if not isinstance(data, dict) or not set(_REQUIRED) <= set(data) <= known:
             raise ConfigurationError(
-                "environment spec must be an object with id, params and horizon"
+                "environment spec must be an object with id, params, horizon and perturbations"
             )
         if not isinstance(data["params"], dict):
             raise ConfigurationError("params must be an object of names and numbers")
-        return cls(data["id"], params=tuple(data["params"].items()), horizon=data["horizon"])
+        return cls(data.pop("id"), params=tuple(data.pop("params").items()), **data)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked_number(spec: EnvSpec, name: str, low: float, high: float) -> float:
+    value = getattr(spec, name)
+    if not _is_number(value) or not low <= value <= high:
+        raise ConfigurationError(f"{name} must be in [{low}, {high}], got {shown(value)}")
+    return float(value) + 0.0  # -0.0 becomes 0.0: equal specs, equal JSON
 
 
 def _checked_params(

@@ -15,6 +15,7 @@ from privfedrl.plan import Plan
 
 __all__ = ["Adversary", "adversaries", "main_adversary"]
 
+_FOLLOWING = "following the protocol"
 Shares = Literal["honest", "all", "all but one", "one", "no"]
 
 
@@ -36,11 +37,17 @@ class Adversary:
         """How many these are when as few survive as the protocol allows."""
         return {
             "honest": plan.honest_floor,
-            "all": plan.threshold,
-            "all but one": plan.threshold - 1,
+            "all": plan.sum_floor,
+            "all but one": _but_one(plan),
             "one": 1,
             "no": 0,
         }[self.shares]
+
+
+def _but_one(plan: Plan) -> int:
+    """Shares that are not the own one, or that coordinator and this agent together do not know."""
+    together = plan.honest_floor if plan.privacy.max_colluding else 0
+    return max(plan.sum_floor - 1, together)
 
 
 def main_adversary(plan: Plan) -> str:
@@ -58,6 +65,8 @@ def main_adversary(plan: Plan) -> str:
     if plan.protection.kind == "none":
         return "public"
     coordinator = f"coordinator+{plan.privacy.max_colluding}"
+    if plan.follows:
+        return f"{coordinator}, {_FOLLOWING}"
     duties = _duties(plan)
     return f"{coordinator}, {' and '.join(duties)} honestly" if duties else coordinator
 
@@ -70,6 +79,8 @@ def adversaries(plan: Plan) -> tuple[Adversary, ...]:
     if plan.protection.kind == "none":
         return (Adversary("coordinator", "one"), public)
     alone = "coordinator, adding honestly" if "adding" in _duties(plan) else "coordinator"
+    if plan.follows:
+        alone = f"coordinator, {_FOLLOWING}"
     rest = (Adversary(alone, "all"), Adversary("one agent", "all but one"), public)
     return (Adversary(main_adversary(plan), "honest"), *_key_holders(plan), *rest)
 
@@ -105,6 +116,8 @@ def _duties(plan: Plan) -> list[str]:
 
 
 def _key_holders(plan: Plan) -> tuple[Adversary, ...]:
+    if plan.follows:  # one that shows agents different survivors may open single vectors
+        return (Adversary("coordinator that does not", "one"),)
     if not plan.protection.homomorphic:
         return ()
     found = []

@@ -29,6 +29,7 @@ from privfedrl.federation.contribution import (
     local_trainer,
     published_model,
 )
+from privfedrl.federation.held_experience import HeldExperience
 from privfedrl.federation.local_experience import LocalExperience
 from privfedrl.federation.persons import admission, check_participation
 from privfedrl.federation.setup import RoundSetup, round_setup
@@ -66,6 +67,8 @@ class Agent:
         clock: seconds since 1970-01-01 UTC, read once when a round is opened.
         edges: how masks are computed: ``OwnEdges(threads=...)`` for long vectors. A simulation
             shares work through it; a deployment must not.
+        rng: of a learner inside the agent (unit "agent"), never of keys, masks or noise; seeded by
+            the system unless given.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Agent:
         entropy: Entropy = system_entropy,
         clock: Clock = system_clock,
         edges: Edges | None = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         if plan.protection.kind == "none":
             raise ConfigurationError(
@@ -91,7 +95,8 @@ class Agent:
         check_participation(plan, participation)
         self._plan = plan
         self._setup = round_setup(plan)
-        self._trainer = local_trainer(self._setup)
+        self._trainer = local_trainer(self._setup, rng=rng)
+        self._held = HeldExperience(self._setup)
         self._participation = participation
         self._identity = identity
         self._registry = registry
@@ -167,6 +172,10 @@ class Agent:
             self._settle(self._client)
         return outgoing
 
+    def needs_experience(self, round_index: int) -> bool:
+        """Whether the agent collects in that round, or uses trajectories again that it holds."""
+        return self._held.needs_fresh(round_index)
+
     def abandon(self) -> None:
         """Forget the round in progress; a charge that was made stands."""
         self._client = None
@@ -199,6 +208,8 @@ class Agent:
             experience=lambda theta, step: self._experience(
                 theta, config.round, config.attempt, step
             ),
+            held=self._held,
+            round_index=config.round,
             rotation_seed=config.round_seed,
             entropy=self._entropy,
         )
@@ -206,13 +217,14 @@ class Agent:
         return contribution
 
     def _charge(self, config: AnyConfig, contribution: Contribution) -> None:
-        """One row for each private step: a batch that was in any of them is spent for ever."""
-        name, used = _release_id(config), contribution.batch_ids
-        names = [name] if len(used) == 1 else [f"{name}/{step}" for step in range(len(used))]
-        self._reservations = tuple(
-            self._ledger.reserve(self._setup.charge(each, group=batch_id.hex()))
-            for each, batch_id in zip(names, used, strict=True)
-        )
+        """One row for each private step: a batch that was in it is used up by one for ever."""
+        name, spent = _release_id(config), contribution.spent
+        names = [name] if len(spent) == 1 else [f"{name}/{step}" for step in range(len(spent))]
+        charges = []
+        for each, (newest, *older) in zip(names, spent, strict=True):
+            replayed = tuple(batch_id.hex() for batch_id in older)
+            charges.append(self._setup.charge(each, group=newest.hex(), replayed=replayed))
+        self._reservations = tuple(self._ledger.reserve(charge) for charge in charges)
 
     def _settle(self, client: RoundClient) -> None:
         """Replace the worst case by what the signed survivor list proves, once, if it is known."""

@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from privfedrl.errors import ConfigurationError, RoundAborted
 from privfedrl.he import HEAggregator, HEClient, HEConfig, HEParameters, HETranscript
 from privfedrl.he import read_config as read_he_config
 from privfedrl.he.agreement import check_roles
 from privfedrl.he.frames import Kind, frame_limit
 from privfedrl.parties import Identity, Journal, Outgoing, Registry
+from privfedrl.plan import Plan
 from privfedrl.primitives.random import Clock, Entropy
 from privfedrl.secagg import (
     Edges,
@@ -25,9 +27,11 @@ from privfedrl.secagg import (
     SecAggClient,
     SecAggParameters,
     SecAggServer,
+    SparseGraph,
     Transcript,
     read_config,
 )
+from privfedrl.secagg.agreement import feasible
 
 __all__ = [
     "AnyConfig",
@@ -39,7 +43,12 @@ __all__ = [
     "RoundClient",
     "RoundServer",
     "Standing",
+    "check_rosters",
+    "sparse_parameters",
 ]
+
+# sizes of rosters that a plan is tried with, where there are more: each takes a search for a graph
+_ROSTERS = 33
 
 RingVector = NDArray[np.unsignedinteger]
 AnyConfig = RoundConfig | HEConfig
@@ -357,3 +366,57 @@ def _fields(opening: Opening) -> dict[str, Any]:
         "previous_transcript": opening.previous_transcript,
         "round_seed": opening.round_seed,
     }
+
+
+def sparse_parameters(plan: Plan, words: int) -> SecAggParameters:
+    """Of pairwise masking in a fleet in which agents mask with some of the others only.
+
+    Every agent insists on a roster that lacks at most ``tolerated_dropouts``, on a survivor set
+    that lacks at most as many of it, hence on ``threshold`` survivors, and on a graph in which
+    every sum that can be opened holds ``min_honest`` honest vectors.
+
+    Args:
+        words: length of a ring vector.
+    Raises:
+        ConfigurationError: no graph keeps that.
+    """
+    protection = plan.protection
+    try:
+        return SecAggParameters(
+            num_clients=plan.fleet.agents,
+            max_colluding=plan.privacy.max_colluding,
+            vector_length=words,
+            ring_bits=plan.encoding.ring_bits,
+            min_clients=max(plan.threshold, protection.min_clients),
+            min_honest=protection.min_honest,
+            graph=SparseGraph(max_dropouts=plan.tolerated_dropouts, server=protection.server),
+        )
+    except ConfigurationError as error:
+        raise _no_graph(plan, str(error)) from error
+
+
+def check_rosters(plan: Plan, parameters: SecAggParameters) -> None:
+    """Refuse a plan whose agents would refuse a roster that lacks tolerated dropouts.
+
+    All sizes if they are few, else evenly spaced ones: this is about availability, and every agent
+    decides for itself about the roster that it is shown.
+
+    Raises:
+        ConfigurationError: it names the size.
+    """
+    least, most = parameters.floor, parameters.num_clients
+    step = max(1, -(-(most - least) // (_ROSTERS - 1)))
+    for size in (*range(least, most, step), most):
+        try:
+            feasible(parameters, size)
+        except RoundAborted as error:
+            raise _no_graph(plan, str(error)) from error
+
+
+def _no_graph(plan: Plan, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"protection.min_honest = {plan.protection.min_honest} honest vectors in every sum, with "
+        f"protection.threshold = {plan.threshold} of {plan.fleet.agents} agents and "
+        f"protection.server = {plan.protection.server!r}, takes a graph that does not exist for "
+        f"every roster: {reason}; ask for fewer, or for fewer colluders"
+    )

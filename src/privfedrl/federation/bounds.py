@@ -74,7 +74,7 @@ def plan_cost(
     adjacency: Adjacency = Adjacency.ADD_REMOVE,
 ) -> Spent:
     """The bill of one unit for (group, event) pairs of one plan, its participation cap counted."""
-    if plan.unit is not Unit.PERSON:
+    if plan.unit is Unit.AGENT:
         return compose(plan.unit, events, delta, adjacency=adjacency)
     counts = Counter(event for _, event in events)
     return committed_cost(plan.unit, [(counts, plan.releases_per_unit)], delta, adjacency)

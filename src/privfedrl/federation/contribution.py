@@ -8,22 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.errors import ConfigurationError, EnvironmentFault
+from privfedrl.federation.held_experience import HeldExperience, TakenExperience
 from privfedrl.federation.metrics import clip_quantile, return_release
 from privfedrl.federation.noised_steps import NoisedSteps, as_faults
 from privfedrl.federation.persons import Admission
 from privfedrl.federation.setup import RoundSetup
+from privfedrl.plan import AgentLearner, Plan
 from privfedrl.primitives.random import Entropy
 from privfedrl.privacy import Unit
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.training import (
+    DqnSettings,
     LocalTrainer,
     LocalUpdate,
-    ReinforceSettings,
+    Objective,
+    PpoSettings,
+    TrainerSettings,
     Truncation,
 )
 from privfedrl.training.subjects import distinct_subjects
@@ -38,14 +44,14 @@ class Contribution:
 
     Attributes:
         vector: uint32 or uint64 [words]; sum of the units' integers and one noise share, mod m.
-        batch_ids: identities of the trajectories in it, one for each private step; spent when the
-            vector leaves.
+        spent: identities of the trajectories in it, the newest batch first, a tuple for each
+            private step; each is used once more when the vector leaves.
         fault: why the experience is missing (the rows are then zero). Stays in the agent.
         lost: trajectories whose environment failed; their rows are zero. Stays in the agent.
     """
 
     vector: NDArray[np.unsignedinteger]
-    batch_ids: tuple[bytes, ...]
+    spent: tuple[tuple[bytes, ...], ...]
     fault: EnvironmentFault | None
     lost: int
 
@@ -80,29 +86,80 @@ def published_model(setup: RoundSetup, published: NDArray[np.float64]) -> Publis
     return PublishedModel(parameters=parameters, clip=clip)
 
 
-def local_trainer(setup: RoundSetup) -> LocalTrainer:
-    """The trainer that the plan describes. Needs the extra ``rl``."""
+def local_trainer(setup: RoundSetup, *, rng: np.random.Generator | None = None) -> LocalTrainer:
+    """The trainer that the plan describes; ``rng`` as for it. Needs the extra ``rl``."""
     plan = setup.plan
-    local = setup.step_codec is not None
+    local, agent = setup.step_codec is not None, plan.unit is Unit.AGENT
+    person = plan.unit is Unit.PERSON
     return LocalTrainer(
         setup.policy,
-        ReinforceSettings(
-            gamma=plan.training.gamma,
+        TrainerSettings(
+            objective=_objective(plan),
             clip_norm=plan.privacy.clip_norm,
-            entropy_weight=plan.training.entropy_weight,
-            truncation=Truncation(plan.training.truncation),
+            critic_clip_norm=None if agent else plan.privacy.critic_clip_norm,
             return_release=return_release(plan),
             clip_quantile=clip_quantile(plan),
             unit=plan.unit,
-            max_trajectories_per_unit=plan.privacy.max_trajectories_per_unit
-            if plan.unit is Unit.PERSON
-            else 1,
-            units=plan.units_per_agent if plan.unit is Unit.PERSON else None,
+            uses=plan.uses_per_trajectory,
+            max_trajectories_per_unit=plan.privacy.max_trajectories_per_unit if person else 1,
+            units=plan.units_per_agent if person else None,
             local_steps=1 if local else plan.training.local_steps,
             learning_rate=plan.training.local_learning_rate,
+            learner=_learner(plan) if agent else None,
         ),
         # local DP-SGD takes Opacus' per-sample gradients, everything else the fused ones
         gradient=hooks if local else fused,
+        rng=rng,
+    )
+
+
+def _objective(plan: Plan) -> Objective:
+    training = plan.training
+    return Objective(
+        algorithm=training.algorithm,
+        gamma=training.gamma,
+        truncation=Truncation(training.truncation),
+        entropy_weight=training.entropy_weight,
+        gae_lambda=training.gae_lambda,
+        value_scale=training.value_scale,
+        clip_range=training.clip_range,
+        guidance_weight=training.guidance_weight,
+    )
+
+
+def _learner(plan: Plan) -> PpoSettings | DqnSettings | None:
+    """How an AGENT learns inside; None: plain gradient steps."""
+    training = plan.training
+    chosen = AgentLearner() if training.learner is None else training.learner
+    if training.algorithm == "reinforce":
+        return None
+    if training.algorithm == "dqn":
+        return DqnSettings(
+            gamma=training.gamma,
+            learning_rate=training.local_learning_rate,
+            batch_size=chosen.minibatch,
+            updates_per_step=chosen.updates_per_step,
+            replay_capacity=chosen.replay_capacity,
+            target_interval=training.target_rounds,
+            reset_optimiser=chosen.reset_optimiser,
+            value_scale=training.value_scale,
+        )
+    return PpoSettings(
+        gamma=training.gamma,
+        gae_lambda=training.gae_lambda,
+        # A2C is one pass over the batch, whose ratios are 1
+        epochs=training.epochs,
+        minibatch_size=chosen.minibatch,
+        learning_rate=training.local_learning_rate,
+        entropy_weight=training.entropy_weight,
+        reset_optimiser=chosen.reset_optimiser,
+        clip_range=training.clip_range,
+        value_scale=training.value_scale,
+        normalise_advantages=chosen.normalise_advantages,
+        normalise_observations=chosen.normalise_observations,
+        target_kl=chosen.target_kl,
+        guidance_weight=training.guidance_weight,
+        private_critic_hidden=chosen.private_critic,
     )
 
 
@@ -112,6 +169,8 @@ def contribute(
     model: PublishedModel,
     *,
     experience: Callable[[NDArray[np.float64], int], TrajectoryBatch],
+    held: HeldExperience | None = None,
+    round_index: int = 0,
     admit: Admission | None = None,
     rotation_seed: bytes,
     entropy: Entropy,
@@ -122,6 +181,9 @@ def contribute(
         trainer: the agent's, from :func:`local_trainer`; it remembers which batches were used.
         model: of the round.
         experience: (parameters, local step) -> fresh trajectories.
+        held: what the agent keeps between rounds; the same object in all of them. None = nothing:
+            trajectories are used once, and the target network is the current policy.
+        round_index: of the plan's rounds, from 0.
         admit: who may take part, for unit PERSON; see ``persons``.
         rotation_seed: 32 public bytes of the round.
         entropy: for rounding and noise.
@@ -141,48 +203,90 @@ def contribute(
     if setup.step_codec is not None:
         steps = NoisedSteps(setup, rotation_seed=rotation_seed, entropy=entropy)
         delta = steps.run(trainer, parameters, collect)
-        update, used, fault = delta.update, delta.batch_ids, delta.fault
+        update, fault = delta.update, delta.fault
+        spent: tuple[tuple[bytes, ...], ...] = tuple((one,) for one in delta.batch_ids)
+    elif setup.plan.unit is Unit.AGENT:
+        update, fault = _delta(setup, trainer, parameters, collect)
+        spent = ((update.batch_id,),)
     else:
-        update, fault = _update(setup, trainer, parameters, clip, collect, admit)
-        used = (update.batch_id,)
+        source = HeldExperience(setup) if held is None else held
+        take = partial(source.take, parameters, round_index, _as_faults(collect))
+        update, used, fault = _rows(setup, trainer, parameters, clip, take, admit)
+        spent = (used,)
     integers = setup.codec.encode_units(update.rows, rotation_seed=rotation_seed, entropy=entropy)
     if setup.mechanism is not None and setup.plan.privacy.distributed:
         integers = integers + setup.mechanism.sample_share(entropy)
     return Contribution(
         vector=setup.codec.to_ring(integers),
-        batch_ids=used,
+        spent=spent,
         fault=fault,
         lost=sum(lost),
     )
 
 
-def _update(
+def _delta(
+    setup: RoundSetup,
+    trainer: LocalTrainer,
+    parameters: NDArray[np.float64],
+    collect: Callable[[NDArray[np.float64]], TrajectoryBatch],
+) -> tuple[LocalUpdate, EnvironmentFault | None]:
+    try:
+        with as_faults():
+            return trainer.local_steps(parameters, collect), None
+    except EnvironmentFault as fault:
+        return _nothing(setup), fault
+
+
+def _rows(
     setup: RoundSetup,
     trainer: LocalTrainer,
     parameters: NDArray[np.float64],
     clip: float | None,
-    collect: Callable[[NDArray[np.float64]], TrajectoryBatch],
+    take: Callable[[], TakenExperience],
     admit: Admission | None,
-) -> tuple[LocalUpdate, EnvironmentFault | None]:
+) -> tuple[LocalUpdate, tuple[bytes, ...], EnvironmentFault | None]:
+    """Rows of the units, and the identities of the batches that they come from, newest first."""
     try:
+        taken = take()
+        if taken.fault is not None and admit is not None:
+            raise taken.fault
         with as_faults():
-            if setup.plan.unit is Unit.AGENT:
-                return trainer.local_steps(parameters, collect), None
-            batch = collect(parameters)
-            named = () if admit is None else distinct_subjects(batch)
+            named = () if admit is None else distinct_subjects(taken.batches[-1])
         # a register that cannot be written must stop the agent, not look like a broken environment
         admitted = None if admit is None else admit(named)
         with as_faults():
-            update = trainer.local_update(parameters, batch, current_clip=clip, admitted=admitted)
-            return update, None
+            update = trainer.local_update(
+                parameters,
+                taken.batches,
+                behaviour=taken.behaviour,
+                target=taken.target,
+                current_clip=clip,
+                admitted=admitted,
+            )
+            return update, taken.identities[::-1], taken.fault
     except EnvironmentFault as fault:
-        zeros = LocalUpdate.zeros(
-            num_units=setup.plan.units_per_agent,
-            dimension=setup.dimension,
-            clip_norm=setup.total_clip,
-            unit=setup.plan.unit,
-        )
-        return zeros, fault
+        nothing = _nothing(setup)
+        return nothing, (nothing.batch_id,), fault
+
+
+def _as_faults(
+    collect: Callable[[NDArray[np.float64]], TrajectoryBatch],
+) -> Callable[[NDArray[np.float64]], TrajectoryBatch]:
+    def collected(parameters: NDArray[np.float64]) -> TrajectoryBatch:
+        with as_faults():
+            return collect(parameters)
+
+    return collected
+
+
+def _nothing(setup: RoundSetup) -> LocalUpdate:
+    """The zero rows of an agent whose experience is missing."""
+    return LocalUpdate.zeros(
+        num_units=setup.plan.units_per_agent,
+        dimension=setup.dimension,
+        clip_norm=setup.total_clip,
+        unit=setup.plan.unit,
+    )
 
 
 def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:

@@ -23,7 +23,14 @@ from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, collect_fleet
 __all__ = ["FleetExperience", "generator"]
 
 # one stream per purpose, so that no two draws of a run share a generator
-STREAMS = {"rollout": 0, "initial policy": 1, "dropouts": 2, "evaluation": 3, "fleet": 4}
+STREAMS = {
+    "rollout": 0,
+    "initial policy": 1,
+    "dropouts": 2,
+    "evaluation": 3,
+    "fleet": 4,
+    "learning": 5,
+}
 
 
 def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
@@ -54,18 +61,20 @@ class FleetExperience:
         self._workers = workers
         self._ready: dict[int, TrajectoryBatch | EnvironmentFault] = {}
         self.collected: dict[int, TrajectoryBatch | EnvironmentFault] = {}
-        """Oracle, simulation only: what each agent collected first in the last attempt."""
+        """Oracle, simulation only: what each agent collected last, as a round's first batch."""
         self.steps = 0
         """Oracle, simulation only: environment steps of all agents in the last attempt."""
 
     def prepare(
         self, parameters: NDArray[np.float64], round_index: int, attempt: int, agents: Sequence[int]
     ) -> None:
-        """Collect the first batch of every agent that takes part."""
+        """Collect the first batch of ``agents``, those that take part and need a fresh one."""
         self.steps = 0
         batches = self._collect(parameters, agents, round_index, attempt, 0)
-        self.collected = dict(zip(agents, batches, strict=True))
-        self._ready = dict(self.collected)
+        self._ready = dict(zip(agents, batches, strict=True))
+        if self._setup.plan.collects(round_index):
+            self.collected = {}
+        self.collected |= self._ready
 
     def of(
         self, agent: int, parameters: NDArray[np.float64], round_index: int, attempt: int, step: int
@@ -101,6 +110,7 @@ class FleetExperience:
                 for agent in agents
             ],
             workers=self._workers,
+            exploration=self._setup.plan.exploration(round_index),
         )
         self.steps += sum(
             int(batch.lengths.sum()) for batch in found if isinstance(batch, TrajectoryBatch)

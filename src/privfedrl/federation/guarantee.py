@@ -70,8 +70,7 @@ def run_statement(setup: RoundSetup, ledger: Ledger, *, deterministic: bool) -> 
     version = metadata.version("privfedrl")
     population = plan.fleet.agents
     if plan.unit is Unit.TRAJECTORY:
-        steps = plan.training.local_steps
-        population *= plan.fleet.trajectories * plan.federation.rounds * steps
+        population *= plan.episodes_per_agent(plan.federation.rounds)
     return Statement(
         identity=IdentityField(
             statement_id=f"{plan.name}/{ledger.head[:16]}",
@@ -195,6 +194,8 @@ def _as_seen_by(
     for group, event in events:
         survivors = setup.shares_in(event) + setup.plan.privacy.max_colluding
         known = {"all": 0, "all but one": 1}.get(adversary.shares)
+        if setup.plan.several_sums:
+            known = None  # of a part of the survivors only the least size is known
         shares = adversary.least(setup.plan) if known is None else survivors - known
         yield group, setup.event(shares)
 
@@ -221,14 +222,18 @@ def _claim(setup: RoundSetup, adversary: str, events: list[tuple[str, DpEvent]])
 def _unit(setup: RoundSetup) -> UnitField:
     plan = setup.plan
     if plan.unit is Unit.TRAJECTORY:
-        releases = "one release"
+        uses = plan.releases_per_unit
+        releases = "one release" if uses == 1 else f"at most {uses} releases"
         if setup.correlated is not None:
             releases = f"the sum of one round and so in {setup.correlated.bands} releases"
         return UnitField(
             unit="trajectory",
             max_contributions=f"one trajectory per unit in the whole run, in {releases}",
             enforced_by="each agent's ledger refuses a second reservation of the same batch; "
-            "LocalTrainer refuses a used batch",
+            "LocalTrainer refuses a used batch"
+            if uses == 1
+            else f"each agent's ledger refuses use {uses + 1} of a batch, after a crash too; "
+            "HeldExperience and LocalTrainer count uses",
         )
     if plan.unit is Unit.PERSON:
         return UnitField(
@@ -266,7 +271,10 @@ def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantFi
     plan = setup.plan
     held = ledger.reservations(plan_digest=plan.digest)
     others = _other_plans(setup, ledger)
+    once = plan.unit is Unit.TRAJECTORY and plan.releases_per_unit == 1
     cap = ""
+    if plan.unit is Unit.TRAJECTORY and not once:
+        cap = f", of which one trajectory is in at most {plan.releases_per_unit}"
     if plan.unit is Unit.PERSON:
         cap = f", of which one person takes part in at most {plan.releases_per_unit}"
     if setup.correlated is not None:
@@ -280,7 +288,7 @@ def _accountant(setup: RoundSetup, ledger: Ledger, version: str) -> AccountantFi
         version=version,
         numeric_error="double precision; the sampler's total variation (< 2^-100 for each sample) "
         "over all samples of the run is part of delta",
-        rule="maximum over rounds" if plan.unit is Unit.TRAJECTORY else "sum over participations",
+        rule="maximum over rounds" if once else "sum over participations",
         composed=(f"{len(held)} releases of this plan{cap}, unsettled ones at their worst case",),
         prior_spend=f"{others} releases of other plans in the same ledger"
         if others
@@ -393,6 +401,13 @@ def _caveats(setup: RoundSetup, ledger: Ledger, today: datetime.date) -> Caveats
         items.append(
             "Vectors were summed in the clear: the claims hold against those whom they name, and "
             "rest on whoever adds the noise."
+        )
+    if setup.plan.sparse:
+        items.append(
+            "Agents mask with some of the others only. That no smaller sum can be opened rests on "
+            "a random order of the agents, with the failure probability of field 15, and against a "
+            "malicious coordinator on an argument of this project that nobody else has reviewed "
+            "(audits/proofs/sparse_graph.md)."
         )
     if setup.plan.protection.homomorphic:
         items.append(

@@ -50,16 +50,25 @@ class LocalExperience:
     def __call__(
         self, parameters: NDArray[np.float64], round_index: int, attempt: int, step: int
     ) -> TrajectoryBatch:
-        """Fresh trajectories under ``parameters``; the other arguments change nothing here."""
+        """Fresh trajectories under ``parameters``; only a public schedule looks at the round."""
+        exploration = self._setup.plan.exploration(round_index)
         fleet = self._setup.plan.fleet
         if not isinstance(self._environment, EnvSpec):
-            return self._collect(self._environment, parameters)
+            return self._collect(self._environment, parameters, exploration)
         env = make_vector_env(self._environment, fleet.trajectories)
         try:
-            return self._collect(env, parameters)
+            return self._collect(env, parameters, exploration)
         finally:
             env.close()
 
-    def _collect(self, env: VectorEnv, parameters: NDArray[np.float64]) -> TrajectoryBatch:
-        horizon = self._setup.plan.fleet.horizon
-        return collect(self._setup.policy, parameters, env, horizon=horizon, rng=self._rng)
+    def _collect(
+        self, env: VectorEnv, parameters: NDArray[np.float64], exploration: float
+    ) -> TrajectoryBatch:
+        return collect(
+            self._setup.policy,
+            parameters,
+            env,
+            horizon=self._setup.plan.fleet.horizon,
+            rng=self._rng,
+            exploration=exploration,
+        )

@@ -12,9 +12,10 @@ from typing import Any
 
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.adversaries import adversaries
-from privfedrl.federation.backends import Homomorphic
+from privfedrl.federation.backends import Homomorphic, Pairwise, check_rosters
 from privfedrl.federation.bounds import bounded_epsilon
 from privfedrl.federation.setup import RoundSetup, round_setup
+from privfedrl.federation.trust_texts import graph_text
 from privfedrl.plan import Plan
 from privfedrl.privacy import Adjacency, DpEvent
 
@@ -55,6 +56,9 @@ class Promise:
         narrowest_lane_bits: what lane_bits could be at least; above 32 lanes do not fit.
         vector_length: words on the wire.
         correlation_bands: rounds over which noise cancels, or None.
+        neighbours: how many agents each masks with in a full roster, or None: with all.
+        isolation_fraction: honest floor over agents, where each masks with some only; else None.
+        graph: against which coordinator that holds and when it fails, or None.
     """
 
     plan_name: str
@@ -79,6 +83,9 @@ class Promise:
     num_parameters: int
     episodes_per_agent: int
     correlation_bands: int | None = None
+    neighbours: int | None = None
+    isolation_fraction: float | None = None
+    graph: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -105,6 +112,11 @@ class Promise:
             f"({self.lane_bits}-bit lanes, {self.narrowest_lane_bits} would fit)"
         )
 
+    def _graph_lines(self) -> list[str]:
+        if self.graph is None:
+            return []
+        return [f"graph        {self.neighbours} neighbours for each agent; {self.graph}"]
+
     def __str__(self) -> str:
         lines = [
             f"plan         {self.plan_name}  (digest {self.plan_digest[:16]}…)",
@@ -112,6 +124,7 @@ class Promise:
             f"mechanism    {self._mechanism_text()}",
             f"protection   {self.protection}, threshold {self.threshold}, honest floor "
             f"{self.honest_floor}, {self.tolerated_dropouts} dropouts tolerated per round",
+            *self._graph_lines(),
             f"vector       {self.num_parameters} parameters, {self._wire_text()}, "
             f"{self.headroom_bits:.1f} bits of {self.headroom_rule} headroom",
             f"upload       at most {self.bytes_up_per_agent_round:,} bytes per agent and round",
@@ -136,6 +149,8 @@ def promise(plan: Plan) -> Promise:
     setup = round_setup(plan)
     _check_schedule(plan)
     _check_budget(setup)
+    if plan.sparse and isinstance(setup.backend, Pairwise):
+        check_rosters(plan, setup.backend.parameters)
     largest = setup.codec.headroom
     size = (
         setup.codec.words * plan.encoding.ring_bits // 8
@@ -167,7 +182,21 @@ def promise(plan: Plan) -> Promise:
         * plan.fleet.trajectories
         * plan.training.local_steps,
         correlation_bands=plan.privacy.correlation_bands,
+        **_graph(setup),
     )
+
+
+def _graph(setup: RoundSetup) -> dict[str, Any]:
+    """What a graph of some neighbours adds to a promise."""
+    plan = setup.plan
+    if not plan.sparse or not isinstance(setup.backend, Pairwise):
+        return {}
+    parameters = setup.backend.parameters
+    return {
+        "neighbours": parameters.topology(plan.fleet.agents).degree,
+        "isolation_fraction": plan.honest_floor / plan.fleet.agents,
+        "graph": graph_text(plan, parameters),
+    }
 
 
 def _sum_bits(setup: RoundSetup) -> int:
@@ -202,8 +231,8 @@ def _check_schedule(plan: Plan) -> None:
     spare, drop = plan.tolerated_dropouts, plan.simulation.dropouts_per_round
     if drop > spare:
         raise ConfigurationError(
-            "simulation.dropouts_per_round must be <= fleet.agents - max(threshold, "
-            f"protection.min_clients) = {spare}, got {drop}: rounds would abort"
+            f"simulation.dropouts_per_round must be <= {'half of ' * plan.sparse}fleet.agents - "
+            f"max(threshold, protection.min_clients) = {spare}, got {drop}: rounds would abort"
         )
 
 

@@ -8,6 +8,7 @@ durable. The coordinator and a simulation without protection share every step.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -81,6 +82,7 @@ class FederationState:
         clip: the current clip norm, where it adapts; None = the plan's.
         past: decoded sums of the last rounds, newest first, float64 [dimension] each; public. As
             many as correlated noise needs for decoding the next one, else none.
+        average: mean of the policies since averaging began; None before, or without it.
     """
 
     task_id: bytes
@@ -90,6 +92,12 @@ class FederationState:
     transcript: bytes
     clip: float | None = None
     past: tuple[Vector, ...] = ()
+    average: Vector | None = None
+
+    @property
+    def final(self) -> Vector:
+        """The policy that a run which ends here ends with: post-processing of released ones."""
+        return self.parameters if self.average is None else self.average
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -337,6 +345,7 @@ def advance(
         transcript=transcript_digest,
         clip=released.next_clip,
         past=_decoded(setup, released.total, state.past),
+        average=_averaged(setup, state, parameters),
     )
     result = RoundResult(
         round=state.round,
@@ -347,6 +356,17 @@ def advance(
         transcript=transcript,
     )
     return following, result
+
+
+def _averaged(setup: RoundSetup, state: FederationState, newest: Vector) -> Vector | None:
+    """The running mean over the plan's last rounds, in the order that they came."""
+    federation = setup.plan.federation
+    first = math.ceil(federation.rounds * (1.0 - federation.averaging))
+    count = state.round - first + 1
+    if count < 1:
+        return None
+    mean = newest if state.average is None else state.average
+    return mean + (newest - mean) / count
 
 
 def _decoded(setup: RoundSetup, newest: Vector, past: tuple[Vector, ...]) -> tuple[Vector, ...]:

@@ -127,9 +127,8 @@ def _draw_return(axes: Axes, plan: Plan, released: Rows, oracle: Rows) -> None:
 
 
 def _draw_released(axes: Axes, plan: Plan, released: Rows) -> None:
-    per_round = plan.fleet.trajectories * plan.training.local_steps
     axes.errorbar(
-        [(row["round"] + 1) * per_round for row in released],
+        [plan.episodes_per_agent(row["round"] + 1) for row in released],
         [row["released_mean_return"] for row in released],
         yerr=[row["released_mean_return_std"] for row in released],
         color=_ORANGE,

@@ -60,6 +60,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     transcript: bytes
     clip: float | None
     past: tuple[bytes, ...] = ()
+    average: bytes | None = None
     sums: dict[str, float]
     anchors: dict[str, str]
     rows: dict[str, bytes]
@@ -173,6 +174,7 @@ class RunDirectory:
                 transcript=state.transcript,
                 clip=state.clip,
                 past=tuple(_pack(decoded) for decoded in state.past),
+                average=None if state.average is None else _pack(state.average),
                 sums=dict(sums),
                 anchors=dict(anchors),
                 rows={name: _digest(self._lines(name)[: state.round]) for name in _ROWS},
@@ -199,6 +201,7 @@ class RunDirectory:
             transcript=saved.transcript,
             clip=saved.clip,
             past=tuple(_unpack(decoded) for decoded in saved.past),
+            average=None if saved.average is None else _unpack(saved.average),
         )
         return state, saved.sums
 

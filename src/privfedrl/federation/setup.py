@@ -14,7 +14,7 @@ from typing import Any, Literal
 from privfedrl.encoding import FixedPoint, rounding_bound
 from privfedrl.errors import ConfigurationError, PrivacyError
 from privfedrl.federation.adversaries import main_adversary
-from privfedrl.federation.backends import Backend, Homomorphic, Pairwise
+from privfedrl.federation.backends import Backend, Homomorphic, Pairwise, sparse_parameters
 from privfedrl.he import HEParameters, ParameterSet
 from privfedrl.he.parameters import MIN_GUARD_BITS
 from privfedrl.plan import Plan
@@ -39,7 +39,7 @@ from privfedrl.privacy.mechanisms import CorrelatedDiscreteGaussian
 from privfedrl.rollout import MlpPolicy
 from privfedrl.secagg import SecAggParameters
 
-__all__ = ["MECHANISMS", "RoundSetup", "round_setup"]
+__all__ = ["MECHANISMS", "RoundSetup", "policy_of", "round_setup"]
 
 MECHANISMS: dict[str, type[Mechanism]] = {
     "skellam": DistributedSkellam,
@@ -94,7 +94,7 @@ class RoundSetup:
         """One round's release to the main adversary when that many agents' vectors are in it."""
         if not self.plan.privacy.distributed:
             return self.event(1)
-        return self.event(survivors - self.plan.privacy.max_colluding)
+        return self.event(self.plan.honest_in_sum(survivors))
 
     def shares_in(self, event: DpEvent) -> int:
         """How many of the mechanism's shares ``event`` holds; the inverse of :meth:`event`."""
@@ -115,15 +115,17 @@ class RoundSetup:
         """Epsilon that a ledger must not let a run exceed; infinite where nothing is promised."""
         return math.inf if self.mechanism is None else self.plan.privacy.epsilon
 
-    def charge(self, release_id: str, *, group: str) -> Charge:
+    def charge(self, release_id: str, *, group: str, replayed: tuple[str, ...] = ()) -> Charge:
         """What a ledger must hold before the release leaves: the costliest that may come of it.
 
         Args:
             release_id: names the attempt, "task/round/attempt".
             group: identity of the trajectories in it. An agent knows it; whoever does not names
-                the release, and agents vouch in their own ledgers for fresh trajectories.
+                the release, and agents vouch in their own ledgers for how often they use one.
+            replayed: identities of older trajectories that are in it as well.
         """
-        person = self.plan.unit is Unit.PERSON
+        reused = self.plan.unit is Unit.TRAJECTORY and self.plan.uses_per_trajectory > 1
+        capped = reused or self.plan.unit is Unit.PERSON
         return Charge(
             plan_digest=self.plan.digest,
             release_id=release_id,
@@ -133,7 +135,8 @@ class RoundSetup:
             event=self.worst_event,
             epsilon=self.budget,
             delta=self.accounted_delta,
-            max_participations=self.plan.releases_per_unit if person else None,
+            max_participations=self.plan.releases_per_unit if capped else None,
+            replayed=replayed,
         )
 
     @property
@@ -219,15 +222,10 @@ def round_setup(plan: Plan) -> RoundSetup:
 
 @lru_cache(maxsize=16)
 def _cached(plan: Plan) -> RoundSetup:
-    policy = MlpPolicy(
-        observation_size=plan.policy.observations,
-        hidden=plan.policy.hidden,
-        action="categorical" if plan.policy.action_kind == "discrete" else "gaussian",
-        action_size=plan.policy.actions,
-    )
+    policy = policy_of(plan)
     metrics = _metric_weights(plan)
     dimension = policy.num_parameters + len(metrics)
-    total_clip = plan.privacy.clip_norm * math.sqrt(1 + sum(weight**2 for weight in metrics))
+    total_clip = _total_clip(plan, metrics)
     padded = 1 << (dimension - 1).bit_length()
     l2_squared, l1 = rounding_bound(
         clip_norm=total_clip, resolution=plan.encoding.resolution, dimension=padded
@@ -274,6 +272,35 @@ def _cached(plan: Plan) -> RoundSetup:
         backend=_backend(plan, codec),
         adversary=main_adversary(plan),
     )
+
+
+def policy_of(plan: Plan) -> MlpPolicy:
+    """The shape of the published policy."""
+    policy = plan.policy
+    action: Literal["categorical", "gaussian", "q-values"] = "gaussian"
+    if policy.action_kind == "discrete":
+        action = "q-values" if plan.training.algorithm == "dqn" else "categorical"
+    bounds = None
+    if policy.action_low is not None and policy.action_high is not None:
+        bounds = (policy.action_low, policy.action_high)
+    return MlpPolicy(
+        observation_size=policy.observations,
+        hidden=policy.hidden,
+        action=action,
+        action_size=policy.actions,
+        critic_hidden=policy.critic_hidden,
+        bounds=bounds,
+    )
+
+
+def _total_clip(plan: Plan, metrics: list[float]) -> float:
+    """Root of the sum of squares of the clips of all parts of a row."""
+    privacy = plan.privacy
+    scale = 1 + sum(weight**2 for weight in metrics)
+    if plan.policy.critic_hidden is None or plan.unit is Unit.AGENT:
+        return privacy.clip_norm * math.sqrt(scale)
+    critic = privacy.clip_norm if privacy.critic_clip_norm is None else privacy.critic_clip_norm
+    return privacy.clip_norm * math.sqrt(scale + (critic / privacy.clip_norm) ** 2)
 
 
 def _metric_weights(plan: Plan) -> list[float]:
@@ -328,6 +355,8 @@ def _backend(plan: Plan, codec: FixedPoint) -> Backend | None:
     differencing: Literal["model", "off"] = "model" if plan.privacy.mechanism == "none" else "off"
     if protection.homomorphic:
         return Homomorphic(_he_parameters(plan, codec, differencing))
+    if plan.sparse:
+        return Pairwise(sparse_parameters(plan, codec.words))
     return Pairwise(
         SecAggParameters(
             num_clients=plan.fleet.agents,

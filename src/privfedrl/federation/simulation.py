@@ -34,6 +34,7 @@ from privfedrl.federation.coordinator import (
 )
 from privfedrl.federation.fleet_experience import FleetExperience, generator
 from privfedrl.federation.guarantee import run_statement
+from privfedrl.federation.held_experience import HeldExperience
 from privfedrl.federation.participants import AUDITOR, COORDINATOR, KEY_AUTHORITY, Participants
 from privfedrl.federation.persons import admission
 from privfedrl.federation.releases import recovered, release_round
@@ -149,7 +150,10 @@ class Simulation:
         self.setup: RoundSetup = round_setup(plan)
         fleet = plan.fleet
         specs = heterogeneous(
-            fleet.environment, level=fleet.level, agents=fleet.agents, seed=header.seed
+            fleet.environment,
+            level=fleet.level,
+            agents=fleet.agents,
+            seed=header.seed,
         )
         self.experience = FleetExperience(self.setup, specs, seed=header.seed, workers=workers)
         self.nominal = nominal(fleet.environment)
@@ -174,7 +178,11 @@ class Simulation:
         self.edges = SharedEdges()  # all agents are in this process: each edge is computed once
         self.agents = self._agents() if protected else {}
         self.services = self._services()
-        self.trainers = {name: local_trainer(self.setup) for name in participants.agents}
+        self.trainers = {
+            name: local_trainer(self.setup, rng=generator(header.seed, "learning", index))
+            for index, name in enumerate(participants.agents)
+        }
+        self.held = {name: HeldExperience(self.setup) for name in participants.agents}
 
     def train(self, progress: Callable[[Progress], None]) -> None:
         """Rounds from the state until the plan's last one."""
@@ -187,7 +195,7 @@ class Simulation:
     def finish(self) -> Run:
         """Policy, statement and summary of a complete run."""
         path = self.directory.policy
-        save_policy(path, self.setup.policy, self.state.parameters, plan_digest=self.plan.digest)
+        save_policy(path, self.setup.policy, self.state.final, plan_digest=self.plan.digest)
         statement = run_statement(
             self.setup, self.participants.ledger, deterministic=self.header.deterministic
         ).sign(self.participants.identities[COORDINATOR].sign)
@@ -203,7 +211,7 @@ class Simulation:
         return Run(
             path=self.directory.path,
             plan=self.plan,
-            parameters=self.state.parameters,
+            parameters=self.state.final,
             summary=summary,
             statement=statement,
         )
@@ -220,6 +228,7 @@ class Simulation:
                 experience=self._experience_of(index),
                 entropy=self._agent_entropy(name),
                 edges=self.edges,
+                rng=generator(self.header.seed, "learning", index),
             )
             for index, name in enumerate(self.participants.agents)
         }
@@ -339,6 +348,8 @@ class Simulation:
                     self.trainers[name],
                     published_model(self.setup, published(self.state)),
                     experience=self._clear_experience(index, opening.attempt),
+                    held=self.held[name],
+                    round_index=self.state.round,
                     admit=admission(
                         self.setup,
                         self.participants.participation.get(name),
@@ -409,9 +420,19 @@ class Simulation:
 
     def _collect(self, attempt: int, dropouts: Mapping[str, int], clock: StageClock) -> None:
         names = self.participants.agents
-        present = [k for k, name in enumerate(names) if dropouts.get(name) != 0]
+        present = [
+            k
+            for k, name in enumerate(names)
+            if dropouts.get(name) != 0 and self._needs_experience(name)
+        ]
         with clock.stage("rollout"):
             self.experience.prepare(self.state.parameters, self.state.round, attempt, present)
+
+    def _needs_experience(self, name: str) -> bool:
+        round_index = self.state.round
+        if name in self.agents:
+            return self.agents[name].needs_experience(round_index)
+        return self.held[name].needs_fresh(round_index)
 
     def _refuse_if_all_failed(self, faults: Sequence[EnvironmentFault | None]) -> None:
         found = [fault for fault in faults if fault is not None]
@@ -427,7 +448,7 @@ class Simulation:
         with clock.stage("oracle evaluation"):
             return greedy_return(
                 self.setup.policy,
-                state.parameters,
+                state.final,
                 self.nominal,
                 episodes=simulation.evaluation_episodes,
                 rng=generator(self.header.seed, "evaluation", state.round),
@@ -457,9 +478,7 @@ class Simulation:
             ORACLE,
             {
                 "round": result.round,
-                "episodes_per_agent": (result.round + 1)
-                * self.plan.fleet.trajectories
-                * self.plan.training.local_steps,
+                "episodes_per_agent": self.plan.episodes_per_agent(result.round + 1),
                 "mean_return": mean_return if returns else None,
                 "agent_returns": returns,
                 "greedy_return": greedy,

@@ -101,9 +101,7 @@ def summarise(
         delta=plan.privacy.delta,
         rounds=plan.federation.rounds,
         agents=plan.fleet.agents,
-        episodes_per_agent=plan.federation.rounds
-        * plan.fleet.trajectories
-        * plan.training.local_steps,
+        episodes_per_agent=plan.episodes_per_agent(plan.federation.rounds),
         mean_return_first=oracle[0]["mean_return"],
         mean_return_last=oracle[-1]["mean_return"],
         greedy_return=greedy[-1],

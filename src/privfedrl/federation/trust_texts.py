@@ -6,13 +6,14 @@ claims rest on; what protection a plan does not have is not mentioned as if it h
 
 from __future__ import annotations
 
-from privfedrl.federation.backends import Homomorphic
+from privfedrl.federation.backends import Homomorphic, Pairwise
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.he import HEParameters
 from privfedrl.plan import Plan
 from privfedrl.privacy.statement_fields import PartyView, SecureAggregationField
+from privfedrl.secagg import SecAggParameters
 
-__all__ = ["secure_aggregation", "trust_model"]
+__all__ = ["graph_text", "secure_aggregation", "trust_model"]
 
 _WITHOUT_NOISE = "one sum per round without noise"
 # confidentiality of single updates; by who re-adds what the aggregator says is the sum
@@ -46,18 +47,20 @@ def trust_model(setup: RoundSetup) -> tuple[PartyView, ...]:
         kept = "" if bands is None else f" and the last {bands.bands - 1} sums, which it keeps"
         coordinator = PartyView(
             party="coordinator",
-            sees=f"one sum per round without noise{kept}, over at least {plan.threshold} "
-            "survivors, their names, message sizes and times",
+            sees=f"{_WITHOUT_NOISE}{kept}, {_over(setup)}, their names, message sizes and times",
             trusted_for="adding noise"
             + ("" if bands is None else ", keeping past sums secret and never mixing one twice")
-            + ", not publishing a sum without it; it may deviate from the protocol of summing",
+            + ", not publishing a sum without it; "
+            + ("following the protocol" if plan.follows else "it may deviate from the protocol")
+            + " of summing",
         )
     else:
         coordinator = PartyView(
             party=f"coordinator with up to {c} agents",
-            sees=f"{_sum_after_noise(setup)} over at least "
-            f"{plan.threshold} survivors, their names, message sizes and times",
-            trusted_for="availability only; it may deviate from the protocol",
+            sees=f"{_sum_after_noise(setup)} {_over(setup)}, their names, message sizes and times",
+            trusted_for="following the protocol; availability"
+            if plan.follows
+            else "availability only; it may deviate from the protocol",
         )
     return (
         coordinator,
@@ -109,6 +112,16 @@ def _sum_after_noise(setup: RoundSetup) -> str:
     return "one noised sum per round" if setup.mechanism else _WITHOUT_NOISE
 
 
+def _over(setup: RoundSetup) -> str:
+    plan = setup.plan
+    if plan.several_sums:
+        return (
+            f"over at least {plan.threshold} survivors, or several over parts of them, disjoint "
+            f"and each with at least {plan.honest_floor} honest agents"
+        )
+    return f"over at least {plan.threshold} survivors"
+
+
 def secure_aggregation(setup: RoundSetup) -> SecureAggregationField:
     """Field 15: how the sum is formed, and what keeps single updates secret."""
     plan = setup.plan
@@ -124,6 +137,8 @@ def secure_aggregation(setup: RoundSetup) -> SecureAggregationField:
         )
     if isinstance(setup.backend, Homomorphic):
         return _homomorphic_aggregation(plan, setup.backend.parameters)
+    if plan.sparse and isinstance(setup.backend, Pairwise):
+        return _sparse_aggregation(plan, setup.backend.parameters)
     return SecureAggregationField(
         protocol="pfrl-sa/1, double masking on the complete graph",
         cryptographic=True,
@@ -131,6 +146,39 @@ def secure_aggregation(setup: RoundSetup) -> SecureAggregationField:
         threshold=plan.threshold,
         floor=plan.honest_floor,
         collusion_bound=plan.privacy.max_colluding,
+    )
+
+
+def _sparse_aggregation(plan: Plan, parameters: SecAggParameters) -> SecureAggregationField:
+    found = parameters.topology(plan.fleet.agents)
+    return SecureAggregationField(
+        protocol=f"pfrl-sa/1, double masking with {found.degree} neighbours each of a full roster",
+        cryptographic=True,
+        threat_model=f"{graph_text(plan, parameters)}; colluding agents up to the collusion bound, "
+        "who are fixed before the graph is drawn",
+        threshold=plan.threshold,
+        floor=plan.honest_floor,
+        collusion_bound=plan.privacy.max_colluding,
+    )
+
+
+def graph_text(plan: Plan, parameters: SecAggParameters) -> str:
+    """Which coordinator a sparse graph holds against, what it can open and when the graph fails."""
+    if parameters.graph is None:
+        raise AssertionError("unreachable: asked for a sparse graph only")
+    bits, alpha = parameters.graph.security_bits, plan.honest_floor / plan.fleet.agents
+    if plan.follows:
+        return (
+            "coordinator that follows the protocol, and agents that vanish independently of the "
+            f"graph: one sum, with at least {plan.honest_floor} honest agents (alpha = "
+            f"{alpha:.3f}), except with probability 2^-{bits} for each roster, which is not part "
+            "of delta; nothing of it holds against a coordinator that deviates"
+        )
+    return (
+        f"malicious coordinator: every sum that it can open holds at least {plan.honest_floor} "
+        f"honest agents (alpha = {alpha:.3f}) and no two share one, except with probability "
+        f"T 2^-{bits + 1} if it tries T rosters, which is not part of delta (2^-{bits - 39} for "
+        "T = 2^40)"
     )
 
 

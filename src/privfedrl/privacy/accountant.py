@@ -137,6 +137,8 @@ def compose(
 
     TRAJECTORY: releases with the same key compose, different keys are disjoint sets of fresh
     trajectories and cost the maximum. PERSON, AGENT: everything composes, the key is not used.
+    Where a release mixes several sets (a replay window), or only an upper limit on the uses of a
+    trajectory is known, no key says it: ``ledger_costs.committed_cost`` with that cap does.
 
     Args:
         releases: (participant key, event). The key names the set of trajectories that the release

@@ -189,6 +189,14 @@ class Ledger:
             and plan_digest in (None, one.charge.plan_digest)
         )
 
+    def uses(self, group: str) -> int:
+        """How many releases a set of trajectories fed, whatever came of them; 0 if unknown.
+
+        Ask before anything is computed from the set: at the plan's cap :meth:`reserve` refuses it.
+        """
+        with self._alone():
+            return self._refreshed().uses(group)
+
     def declare_budget(
         self,
         unit: Unit,
@@ -237,8 +245,8 @@ class Ledger:
 
         Raises:
             BudgetExceeded: budget, spent so far and cost are in the message.
-            PrivacyError: the release or the set of trajectories was reserved before, or the plan's
-                cap on participations changed.
+            PrivacyError: the release was reserved before, a set of trajectories fed as many
+                releases as the plan's cap says or one of another plan, or the cap changed.
             UnsupportedMechanism: the accountant has no bound for the event.
             LedgerIntegrity: the history was rewritten since this object read it.
             StorageError: locked, full or not writable.

@@ -12,11 +12,13 @@ the account's lifetime budget hold, by the rule that is sound for the account's 
 A plan fixes its releases before the first of them, so the best bound may be picked afterwards.
 Which plan comes next may depend on everything released so far: then only a filter is sound. Twice
 delta: once for the runs in which the first plan remained alone, once for the others
-(audits/proofs/privacy_filter.md). Trajectories are used once, so their regime is always committed
-and the cost is the maximum over the sets (audits/proofs/parallel_composition.md).
+(audits/proofs/privacy_filter.md). A trajectory is in releases of one plan only, so the regime of
+trajectories is always committed, and the cost is that of the costliest plan
+(audits/proofs/parallel_composition.md).
 
 Without a declaration, epsilon and delta of the first charge are the lifetime budget of a person or
-an agent. A person who takes part in at most K releases of a plan pays for the K costliest.
+an agent. A person or trajectory that takes part in at most K releases of a plan pays for the K
+costliest; K is 1 for trajectories of a plan that does not say otherwise.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ class AccountState:
         charge = held.charge
         if not self.plans and self.budget is None and self.unit is not Unit.TRAJECTORY:
             self.budget = _first_budget(charge)
-        plan = self.plans.setdefault(charge.plan_digest, _Plan(charge.max_participations))
+        plan = self.plans.setdefault(charge.plan_digest, _Plan(charge.cap))
         if held.realised is None:
             self.smallest_delta = min(self.smallest_delta, charge.delta)
             self.releases += 1
@@ -137,7 +139,7 @@ class AccountState:
         Raises:
             UnsupportedMechanism: no bound, or not of the kind of the account's filter.
         """
-        plan = self.plans.get(charge.plan_digest, _Plan(charge.max_participations))
+        plan = self.plans.get(charge.plan_digest, _Plan(charge.cap))
         after = {**self.plans, charge.plan_digest: plan.with_event(charge.event)}
         own = after if self.unit is Unit.TRAJECTORY else {b"": after[charge.plan_digest]}
         if not _keeps(self.unit, _parts(own), charge.epsilon, charge.delta):

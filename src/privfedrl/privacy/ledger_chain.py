@@ -2,12 +2,12 @@
 
 Guarantee: :meth:`Chain.append` accepts a row only if it continues the hash chain and the accounting
 rules (a lifetime budget is declared once and before the first charge of its account, a release is
-reserved once, a trajectory set feeds one release, a plan has one cap on participations, a
-reservation is settled at most once and never by something costlier), so a verified chain is a
-consistent account.
+reserved once, a set of trajectories feeds releases of one plan and no more than that plan's cap on
+participations, which never changes, a reservation is settled at most once and never by something
+costlier), so a verified chain is a consistent account.
 
 Notation: r_i is the canonical JSON text of row i, h_{-1} = 32 zero bytes and
-h_i = SHA-256("privfedrl/ledger/v2" || 0x00 || h_{i-1} || r_i). The *head* is the newest h_i. Row 0
+h_i = SHA-256("privfedrl/ledger/v3" || 0x00 || h_{i-1} || r_i). The *head* is the newest h_i. Row 0
 holds a random ledger identity, so two ledgers never share a head.
 
 Nothing here touches a file or a clock or sums up a cost: an auditor can replay exported rows.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from privfedrl.errors import LedgerIntegrity, PrivacyError, PrivfedrlError, shown
 from privfedrl.privacy.dominance import is_no_costlier
@@ -39,22 +39,30 @@ from privfedrl.privacy.ledger_rows import (
 )
 from privfedrl.privacy.units import Unit
 
-__all__ = ["AccountKey", "Chain", "link"]
+__all__ = ["AccountKey", "Chain", "Fed", "link"]
 
 AccountKey = tuple[Unit, str]
 """Whose loss against whom: unit and adversary."""
 
-_LABEL = b"privfedrl/ledger/v2\x00"
+_LABEL = b"privfedrl/ledger/v3\x00"
 _ZERO = bytes(32)
-_FORMAT = 2
+_FORMAT = 3
 _ID_BYTES = 16
 _SHAPES = {
     "genesis": {"kind", "id", "format", "ledger_id"},
     "budget": {"kind", "id", "time", "unit", "adversary", "epsilon", "delta", "filter", "order"},
     "reserve": {"kind", "id", "time", "plan_digest", "release_id", "group", "unit", "adversary"}
-    | {"event", "epsilon", "delta", "max_participations"},
+    | {"event", "epsilon", "delta", "max_participations", "replayed"},
     "settle": {"kind", "id", "time", "reservation", "event", "note"},
 }
+
+
+class Fed(NamedTuple):
+    """A set of trajectories: whose plan it belongs to, and how many releases it fed."""
+
+    adversary: str
+    plan_digest: bytes
+    releases: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +77,7 @@ class Chain:
     budgets: dict[AccountKey, Entry] = field(default_factory=dict)
     caps: dict[AccountKey, dict[bytes, int | None]] = field(default_factory=dict)
     releases: set[str] = field(default_factory=set)
-    trajectory_groups: set[str] = field(default_factory=set)
+    fed: dict[str, Fed] = field(default_factory=dict)  # sets of trajectories
 
     def genesis(self, ledger_id: bytes) -> Row:
         """Row 0 of a new ledger; ``ledger_id``: 16 random bytes."""
@@ -88,8 +96,8 @@ class Chain:
         """The next row, which reserves ``charge``.
 
         Raises:
-            PrivacyError: the release was reserved before, the trajectory set fed a release, or the
-                plan's cap on participations changed.
+            PrivacyError: the release was reserved before, a set of trajectories fed as many
+                releases as it may or one of another plan, or the plan's cap changed.
         """
         self._admit(charge)
         return self._row({"kind": "reserve", "time": unix_time, **charge_to_dict(charge)})
@@ -121,6 +129,11 @@ class Chain:
         self.head = row.hash
         self.length += 1
         return entry
+
+    def uses(self, group: str) -> int:
+        """How many releases a set of trajectories fed."""
+        fed = self.fed.get(group)
+        return 0 if fed is None else fed.releases
 
     def _row(self, body: dict[str, Any], settles: int | None = None) -> Row:
         record = canonical({**body, "id": self.length})
@@ -183,7 +196,9 @@ class Chain:
         self._admit(charge)
         self.releases.add(charge.release_id)
         if charge.unit is Unit.TRAJECTORY:
-            self.trajectory_groups.add(charge.group)
+            for group in charge.groups:
+                uses = self.uses(group) + 1
+                self.fed[group] = Fed(charge.adversary, charge.plan_digest, uses)
         plans = self.caps.setdefault((charge.unit, charge.adversary), {})
         plans[charge.plan_digest] = charge.max_participations
         self.reservations[row.id] = Reservation(id=row.id, charge=charge, realised=None)
@@ -217,17 +232,31 @@ class Chain:
             raise PrivacyError(
                 f"release_id must be new to the ledger, {charge.release_id!r} is reserved already"
             )
-        if charge.unit is Unit.TRAJECTORY and charge.group in self.trajectory_groups:
-            raise PrivacyError(
-                f"group {charge.group!r} was reserved already: a set of trajectories feeds one "
-                "release; collect fresh trajectories, or choose the unit person or agent"
-            )
         plans = self.caps.get((charge.unit, charge.adversary), {})
         cap = plans.get(charge.plan_digest, charge.max_participations)
         if cap != charge.max_participations:
             raise PrivacyError(
                 f"max_participations of a plan never changes: its earlier charges say {cap}, this "
                 f"one says {charge.max_participations}; another cap is another plan"
+            )
+        if charge.unit is Unit.TRAJECTORY:
+            for group in charge.groups:
+                self._admit_use(group, charge)
+
+    def _admit_use(self, group: str, charge: Charge) -> None:
+        fed = self.fed.get(group)
+        if fed is None:
+            return
+        if (fed.adversary, fed.plan_digest) != (charge.adversary, charge.plan_digest):
+            raise PrivacyError(
+                f"group {group!r} was reserved already, for another plan or adversary: plans do "
+                "not share trajectories; collect fresh ones"
+            )
+        if charge.cap is None or fed.releases >= charge.cap:
+            most = "one release" if charge.cap == 1 else f"{charge.cap} releases"
+            raise PrivacyError(
+                f"group {group!r} was reserved already: a set of trajectories of this plan feeds "
+                f"{most}; collect fresh trajectories, or choose the unit person or agent"
             )
 
     def _admit_settlement(self, reservation: int, event: DpEvent) -> None:

@@ -4,9 +4,16 @@ Guarantee: :func:`committed_cost` and :func:`running_cost` are upper bounds for 
 fixed before the first of them, :func:`budget_spent` for releases that a filter admitted; none is
 ever below the loss of a unit that takes part in as many releases as its cap allows.
 
+| unit       | cost                                                                            |
+|------------|---------------------------------------------------------------------------------|
+| trajectory | the costliest plan, of each the K costliest releases (K = 1 unless it says so)   |
+| person     | all plans together, of each the K costliest releases (all without a cap)        |
+| agent      | all plans together, all releases                                                |
+
 A unit that takes part in at most K of a plan's releases chooses which. If every two of them can be
 compared, the K costliest bound every choice; else the K largest losses at each Renyi order do
-(audits/proofs/privacy_filter.md, section 4).
+(audits/proofs/privacy_filter.md, section 4). Why trajectories of different plans, or of different
+rounds of one, do not add up: audits/proofs/parallel_composition.md.
 """
 
 from __future__ import annotations
@@ -15,12 +22,13 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from privfedrl.errors import PrivacyError
-from privfedrl.privacy.accountant import Spent, epsilon_of_counts, parallel
+from privfedrl.privacy.accountant import Spent, epsilon_of_counts
 from privfedrl.privacy.dominance import is_no_costlier
 from privfedrl.privacy.events import DpEvent, GaussianEvent, NoReleaseEvent, UnboundedEvent
 from privfedrl.privacy.filters import Filter, Part, sum_of_costliest
@@ -40,17 +48,44 @@ def committed_cost(
 ) -> Spent:
     """Cost of releases that were fixed beforehand, by the best valid bound.
 
-    Time is linear in the number of distinct events. Trajectories: a set feeds one release (the
-    chain refuses a second), so every event is a group of its own.
+    Time is linear in the number of distinct events.
+
+    Args:
+        parts: one for each plan. A cap of None: a trajectory is in one release of the plan, other
+            units are in all.
     """
     if unit is Unit.TRAJECTORY:
-        groups = ([event] for counts, _ in parts for event in counts)
-        return parallel(groups, delta, adjacency=adjacency)
+        return _costliest_plan(parts, check_delta(delta), adjacency)
+    return _by_best_bound(parts, delta, adjacency)
+
+
+def _costliest_plan(parts: Sequence[Part], delta: float, adjacency: Adjacency) -> Spent:
+    """No trajectory is in two plans, nor in more of a plan's releases than its cap says."""
+    costs = (_by_best_bound([one], delta, adjacency) for part in parts for one in _choices(part))
+    nothing = Spent(epsilon=0.0, delta=delta, bound="no-release")
+    worst = max(costs, key=lambda spent: spent.epsilon, default=nothing)
+    together = len(parts) == 1 and sum(parts[0][0].values()) <= (parts[0][1] or 1)
+    prefix = "" if together or worst.epsilon == 0.0 else "parallel "
+    return replace(worst, bound=prefix + worst.bound)
+
+
+def _choices(part: Part) -> Iterator[Part]:
+    """What a trajectory may have taken part in, by cases: one each if it is in one release."""
+    counts, cap = part
+    if cap is not None and cap > 1:
+        yield part
+        return
+    for event, number in counts.items():
+        yield {event: min(number, 1)}, 1
+
+
+def _by_best_bound(parts: Sequence[Part], delta: float, adjacency: Adjacency) -> Spent:
+    """All plans together."""
     merged: Counter[DpEvent] = Counter()
     for counts, cap in parts:
         chosen = _costliest(counts, cap)
         if chosen is None:
-            return running_cost(unit, parts, delta, adjacency)
+            return _by_cheap_bound(parts, delta, adjacency)
         merged.update(chosen)
     return epsilon_of_counts(merged, delta, adjacency=adjacency)
 
@@ -64,6 +99,11 @@ def running_cost(
     """
     if unit is Unit.TRAJECTORY:
         return committed_cost(unit, parts, delta, adjacency)
+    return _by_cheap_bound(parts, delta, adjacency)
+
+
+def _by_cheap_bound(parts: Sequence[Part], delta: float, adjacency: Adjacency) -> Spent:
+    """All plans together."""
     events = {event for counts, _ in parts for event in counts}
     events = {event for event in events if not isinstance(event, NoReleaseEvent)}
     if not events:

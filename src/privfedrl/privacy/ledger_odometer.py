@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from privfedrl.privacy.accountant import epsilon_of_counts
 from privfedrl.privacy.events import DpEvent, GaussianEvent, NoReleaseEvent, UnboundedEvent
 from privfedrl.privacy.filters import sum_of_costliest
 from privfedrl.privacy.gdp import gaussian_epsilon
 from privfedrl.privacy.ledger_chain import AccountKey, Chain
-from privfedrl.privacy.ledger_costs import GAUSSIAN
+from privfedrl.privacy.ledger_costs import GAUSSIAN, committed_cost
 from privfedrl.privacy.ledger_rows import Charge, Entry
 from privfedrl.privacy.rdp import ORDERS, event_rdp, rdp_to_epsilon
 from privfedrl.privacy.units import Unit
@@ -70,23 +69,38 @@ def _charge(chain: Chain, entry: Entry) -> Charge:
 
 @dataclass(slots=True)
 class _Worst:
-    """Trajectories: the largest figure among the releases that stand."""
+    """Trajectories: the figure of the costliest plan."""
 
     delta: float
-    figures: dict[DpEvent, float] = field(default_factory=dict)
-    standing: Counter[float] = field(default_factory=Counter)
+    plans: dict[bytes, tuple[Counter[DpEvent], int | None]] = field(default_factory=dict)
+    figures: dict[bytes, float] = field(default_factory=dict)
+    changed: set[bytes] = field(default_factory=set)
+    alone: dict[DpEvent, float] = field(default_factory=dict)
 
     def change(self, charge: Charge, event: DpEvent, by: int) -> None:
-        del charge  # whose plan it is does not matter: every set is a group of its own
-        if event not in self.figures:
-            self.figures[event] = epsilon_of_counts({event: 1}, self.delta).epsilon
-        figure = self.figures[event]
-        self.standing[figure] += by
-        if not self.standing[figure]:
-            del self.standing[figure]
+        counts, _ = self.plans.setdefault(charge.plan_digest, (Counter(), charge.cap))
+        counts[event] += by
+        if not counts[event]:
+            del counts[event]
+        self.changed.add(charge.plan_digest)
 
     def epsilon(self) -> float:
-        return max(self.standing, default=0.0)
+        for digest in self.changed:
+            counts, cap = self.plans[digest]
+            self.figures[digest] = (
+                max(map(self._alone, counts), default=0.0) if cap == 1 else self._of(counts, cap)
+            )
+        self.changed.clear()
+        return max(self.figures.values(), default=0.0)
+
+    def _of(self, counts: Counter[DpEvent], cap: int | None) -> float:
+        return committed_cost(Unit.TRAJECTORY, [(counts, cap)], self.delta).epsilon
+
+    def _alone(self, event: DpEvent) -> float:
+        # kept, so that a row costs no more than a glance at each event
+        if event not in self.alone:
+            self.alone[event] = self._of(Counter([event]), 1)
+        return self.alone[event]
 
 
 @dataclass(slots=True)
@@ -101,7 +115,7 @@ class _Sum:
         self.kinds[type(event)] += by
         plan = self.plans.get(charge.plan_digest)
         if plan is None:
-            plan = self.plans[charge.plan_digest] = _PlanCurve(charge.max_participations)
+            plan = self.plans[charge.plan_digest] = _PlanCurve(charge.cap)
         plan.change(event, by)
 
     def epsilon(self) -> float:

@@ -37,6 +37,7 @@ __all__ = [
 # identifiers are repeated in every export; the limit keeps a row below one sqlite page
 MAX_TEXT = 512
 _MAX_PARTICIPATIONS = 2**53
+_MAX_REPLAYED = 1024  # so that a row stays readable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,19 @@ class Charge:
     Attributes:
         plan_digest: 32 bytes, the digest of the pinned plan.
         release_id: names the attempt, e.g. "task/round/attempt"; used once per ledger.
-        group: identity of the set of units touched, e.g. a hex batch id. For the trajectory unit
-            a group feeds one release, once per ledger.
+        group: identity of the set of units touched, e.g. a hex batch id. A set of trajectories
+            feeds at most ``max_participations`` releases, all of one plan.
+        replayed: identities of further sets that the release touches, e.g. the older batches of a
+            replay window; each of them is used once more by this release.
         unit: the unit of privacy; equal to the unit of ``event``.
         adversary: who sees the release, e.g. "coordinator+1".
         event: the worst case that the protocol allows.
         epsilon: budget of the plan that must hold after this charge, >= 0; inf for an unprotected
             control.
         delta: the delta of that budget, 0 < delta < 1.
-        max_participations: in how many releases of this plan one person takes part at most, >= 1;
-            None where every release may touch every unit. The same in all charges of a plan.
+        max_participations: in how many releases of this plan one person or trajectory takes part
+            at most, >= 1. None: a trajectory in one, a person or an agent in all. The same in all
+            charges of a plan.
     """
 
     plan_digest: bytes
@@ -67,12 +71,25 @@ class Charge:
     epsilon: float
     delta: float
     max_participations: int | None = None
+    replayed: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """All sets of units that the release touches."""
+        return (self.group, *self.replayed)
+
+    @property
+    def cap(self) -> int | None:
+        """In how many releases of the plan a unit takes part at most; None for all of them."""
+        once = self.unit is Unit.TRAJECTORY and self.max_participations is None
+        return 1 if once else self.max_participations
 
     def __post_init__(self) -> None:
         if not isinstance(self.plan_digest, bytes) or len(self.plan_digest) != 32:
             raise ConfigurationError("plan_digest must be 32 bytes")
         for name in ("release_id", "group", "adversary"):
             check_text(name, getattr(self, name))
+        _check_replayed(self.replayed, self.group)
         _check_unit(self.unit)
         check_event(self.event)
         if unit_of(self.event) is not self.unit:
@@ -196,6 +213,7 @@ def charge_to_dict(charge: Charge) -> dict[str, Any]:
         "epsilon": "inf" if math.isinf(charge.epsilon) else charge.epsilon,
         "delta": charge.delta,
         "max_participations": charge.max_participations,
+        "replayed": list(charge.replayed),
     }
 
 
@@ -212,6 +230,7 @@ def charge_from_dict(data: dict[str, Any]) -> Charge:
         epsilon=math.inf if epsilon == "inf" else epsilon,
         delta=data["delta"],
         max_participations=data["max_participations"],
+        replayed=_tuple("replayed", data["replayed"]),
     )
 
 
@@ -284,12 +303,34 @@ def _check_number(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a number, got {type(value).__name__}")
 
 
+def _tuple(name: str, value: object) -> tuple[Any, ...]:
+    # a text is a sequence of texts, too
+    if not isinstance(value, list):
+        raise ConfigurationError(f"{name} must be a list, got {type(value).__name__}")
+    return tuple(value)
+
+
+def _check_replayed(value: object, group: str) -> None:
+    if not isinstance(value, tuple) or len(value) > _MAX_REPLAYED:
+        raise ConfigurationError(
+            f"replayed must be a tuple of at most {_MAX_REPLAYED} groups, got {shown(value)[:80]}"
+        )
+    for each in value:
+        check_text("replayed", each)
+    if len({group, *value}) != 1 + len(value):
+        raise ConfigurationError(
+            f"group and replayed must be different sets, each named once, got {group!r} and "
+            f"{shown(value)[:80]}"
+        )
+
+
 def _check_participations(value: object, unit: Unit) -> None:
     if value is None:
         return
-    if unit is not Unit.PERSON:
+    if unit is Unit.AGENT:
         raise ConfigurationError(
-            f"max_participations is about persons, leave it None for the unit {unit.value}"
+            "max_participations is about persons and trajectories: leave it None for the unit "
+            "agent, which takes part in every release"
         )
     if type(value) is not int or not 1 <= value <= _MAX_PARTICIPATIONS:
         raise ConfigurationError(f"max_participations must be an integer >= 1, got {shown(value)}")

@@ -25,7 +25,7 @@ class Store(SqliteFile):
     """One open ledger file (or ":memory:"). Not for use across a fork."""
 
     application_id = 0x50464C44  # "PFLD"
-    schema_version = 2
+    schema_version = 3
     schema = (
         """CREATE TABLE entries (
     id INTEGER PRIMARY KEY CHECK (id >= 0),

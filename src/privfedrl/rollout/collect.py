@@ -41,6 +41,7 @@ def collect(
     *,
     horizon: int,
     rng: np.random.Generator,
+    exploration: float = 0.0,
 ) -> TrajectoryBatch:
     """One trajectory per row of ``env``.
 
@@ -48,6 +49,7 @@ def collect(
         parameters: float [policy.num_parameters].
         horizon: most steps of a trajectory; a row cut here counts as truncated.
         rng: the agent's generator; first the resets, then the draws of 32 steps at a time.
+        exploration: probability of a random action of a policy of Q values; a public number.
     Returns:
         B = env.num_envs trajectories; one whose environment failed is absent, the others are not
         touched by that. T is the longest trajectory of the batch, not the horizon:
@@ -56,7 +58,9 @@ def collect(
         ConfigurationError: parameters or spaces do not fit the policy, horizon below 1.
         EnvironmentFault: see ``VectorEnv.step``.
     """
-    return roll_block(policy, parameters, env, horizon=horizon, rngs=[rng])[0]
+    return roll_block(
+        policy, parameters, env, horizon=horizon, rngs=[rng], exploration=exploration
+    )[0]
 
 
 def collect_fleet(
@@ -68,6 +72,7 @@ def collect_fleet(
     horizon: int,
     rngs: Generators,
     workers: RolloutWorkers | None = None,
+    exploration: float = 0.0,
 ) -> list[TrajectoryBatch | EnvironmentFault]:
     """B trajectories of every agent, with the same policy; entry k belongs to agent k.
 
@@ -91,13 +96,29 @@ def collect_fleet(
         )
     if fits_one_block(specs):
         env = make_fleet_env(specs, num_trajectories_each)
-        return list(roll_block(policy, parameters, env, horizon=horizon, rngs=rngs))
+        return list(
+            roll_block(policy, parameters, env, horizon=horizon, rngs=rngs, exploration=exploration)
+        )
     if workers is not None:
         return workers.collect(
-            policy, parameters, specs, num_trajectories_each, horizon=horizon, rngs=rngs
+            policy,
+            parameters,
+            specs,
+            num_trajectories_each,
+            horizon=horizon,
+            rngs=rngs,
+            exploration=exploration,
         )
     return [
-        _collect_alone(policy, parameters, spec, num_trajectories_each, horizon=horizon, rng=rng)
+        _collect_alone(
+            policy,
+            parameters,
+            spec,
+            num_trajectories_each,
+            horizon=horizon,
+            rng=rng,
+            exploration=exploration,
+        )
         for spec, rng in zip(specs, rngs, strict=True)
     ]
 
@@ -110,12 +131,15 @@ def _collect_alone(
     *,
     horizon: int,
     rng: np.random.Generator,
+    exploration: float,
 ) -> TrajectoryBatch | EnvironmentFault:
     """One agent in this process; a fault of its environment becomes the result."""
     try:
         env = make_vector_env(spec, num_trajectories)
         try:
-            return collect(policy, parameters, env, horizon=horizon, rng=rng)
+            return collect(
+                policy, parameters, env, horizon=horizon, rng=rng, exploration=exploration
+            )
         finally:
             env.close()
     except EnvironmentFault as fault:
@@ -130,6 +154,7 @@ def roll_block(
     horizon: int,
     rngs: Generators,
     greedy: bool = False,
+    exploration: float = 0.0,
 ) -> list[TrajectoryBatch]:
     """Roll all rows of ``env``; agent k owns the k-th of ``len(rngs)`` equal shares of rows.
 
@@ -138,7 +163,7 @@ def roll_block(
     check_policy_fits(policy, env)
     if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
         raise ConfigurationError(f"horizon must be an integer >= 1, got {horizon!r}")
-    bound = policy.bind(parameters)
+    bound = policy.bind(parameters, exploration=exploration)
     progress = _Progress(env.num_envs, len(rngs))
     observations = env.reset(rngs)
     chunks: list[_Chunk] = []
@@ -159,15 +184,17 @@ def roll_block(
 def check_policy_fits(policy: MlpPolicy, env: VectorEnv) -> None:
     """Raise ConfigurationError unless the policy can see and act in the environment."""
     discrete = env.action_kind == "discrete"
-    found = (policy.observation_size, policy.action, policy.action_size)
+    kind = "discrete" if policy.action != "gaussian" else "continuous"
+    found = (policy.observation_size, kind, policy.action_size)
     expected = (
         env.observation_size,
-        "categorical" if discrete else "gaussian",
+        env.action_kind,
         env.num_actions if discrete else env.action_size,
     )
     if found != expected:
         raise ConfigurationError(
-            f"policy must have (observation_size, action, action_size) = {expected}, got {found}"
+            f"policy must have (observation_size, kind of action, action_size) = {expected}, "
+            f"got {found}"
         )
 
 
@@ -235,7 +262,7 @@ class _Chunk:
 
 
 def _empty_actions(policy: MlpPolicy, shape: tuple[int, int]) -> Actions:
-    if policy.action == "categorical":
+    if policy.action != "gaussian":
         return np.zeros(shape, dtype=np.int64)
     return np.zeros((*shape, policy.action_size), dtype=np.float32)
 
@@ -263,6 +290,7 @@ def _roll_chunk(
 ) -> NDArray[np.float32]:
     """Step all rows until the chunk is full or every row has ended; returns what they see last."""
     forward, sample, greedy, step = bound.forward, bound.sample, bound.greedy, env.step
+    outward = bound.to_environment
     count, n = np.count_nonzero, chunk.rows.size
     used = 0
     for used in range(1, chunk.rewards.shape[0] + 1):
@@ -271,7 +299,7 @@ def _roll_chunk(
         outputs = forward(observations)
         actions = chunk.actions[t]
         actions[...] = greedy(outputs) if draws is None else sample(outputs, draws[t])
-        observations, chunk.rewards[t], terminated, truncated = step(actions)
+        observations, chunk.rewards[t], terminated, truncated = step(outward(actions))
         chunk.terminated[t], chunk.truncated[t] = terminated, truncated
         if count(terminated) + count(truncated) == n:
             break

@@ -3,9 +3,10 @@
 Guarantee: what a row gets depends on the parameters and that row alone, bit for bit, whatever
 other rows share the block.
 
-Notation: n rows, h hidden units, o outputs (logits of n actions, or k means).
-Flat layout: per layer the weights W, row-major [out, in], then the bias b [out]; a Gaussian policy
-appends log_std [k]. The network is tanh between layers and linear at the end.
+Notation: n rows, h hidden units, o outputs (logits or Q values of n actions, or k means).
+Flat layout: the actor's layers, each the weights W, row-major [out, in], then the bias b [out]; a
+Gaussian policy appends log_std [k]; a critic's layers come last, in the same form. Both networks
+are tanh between layers and linear at the end, and share nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ Float32 = NDArray[np.float32]
 MAX_PARAMETER = 1e9
 #: exp(+-80) is inside the range of float32
 MAX_LOG_STD = 80.0
+#: beyond this a squashed action would lose its float32 resolution
+MAX_BOUND = 1e6
 _MAX_LOGIT_GAP = np.float32(80.0)
 _LAST_LAYER_GAIN = 0.01
 # np.einsum walks rows in its inner loop only if there are at least two of them
 _MIN_ROWS = 2
+_ACTIONS = ("categorical", "gaussian", "q-values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,61 +45,90 @@ class MlpPolicy:
     Attributes:
         observation_size: length of a flat observation, >= 1.
         hidden: sizes of the tanh layers, may be empty.
-        action: ``categorical`` (one logit per action) or ``gaussian`` (one mean per dimension and
-            a log standard deviation that does not depend on the state).
+        action: ``categorical`` (one logit per action), ``gaussian`` (one mean per dimension and
+            a log standard deviation that does not depend on the state) or ``q-values`` (one value
+            per action; acts greedily, or at random with a given probability).
         action_size: number of actions (>= 2), or dimension of the action (>= 1).
+        critic_hidden: tanh layers of a value network V(o) beside the actor, or None without one.
+        bounds: public (low, high) into which tanh squashes every Gaussian action, or None: actions
+            go out as sampled, and the environment clips them. Trajectories keep what was sampled,
+            whose density is that of the Gaussian.
     """
 
     observation_size: int
     hidden: tuple[int, ...]
-    action: Literal["categorical", "gaussian"]
+    action: Literal["categorical", "gaussian", "q-values"]
     action_size: int
+    critic_hidden: tuple[int, ...] | None = None
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.action not in ("categorical", "gaussian"):
-            raise ConfigurationError(
-                f"action must be 'categorical' or 'gaussian', got {self.action!r}"
-            )
-        least = 2 if self.action == "categorical" else 1
+        if self.action not in _ACTIONS:
+            raise ConfigurationError(f"action must be one of {_ACTIONS}, got {self.action!r}")
+        least = 1 if self.action == "gaussian" else 2
         sizes = [("observation_size", self.observation_size, 1)]
         sizes += [("hidden", size, 1) for size in self.hidden]
+        sizes += [("critic_hidden", size, 1) for size in self.critic_hidden or ()]
         sizes += [("action_size", self.action_size, least)]
         for name, size, low in sizes:
             if not isinstance(size, int) or isinstance(size, bool) or size < low:
                 raise ConfigurationError(f"{name} must be an integer >= {low}, got {size!r}")
+        if self.bounds is not None:
+            _check_bounds(self.action, self.bounds)
 
     @cached_property
     def layers(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of every weight matrix, first layer first; each has a bias [out]."""
-        sizes = (self.observation_size, *self.hidden, self.action_size)
-        return tuple((out, into) for into, out in pairwise(sizes))
+        """(out, in) of every weight matrix of the actor, first layer first; each has a bias."""
+        return _layers(self.observation_size, self.hidden, self.action_size)
+
+    @cached_property
+    def critic_layers(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of every weight matrix of the critic; empty without one."""
+        if self.critic_hidden is None:
+            return ()
+        return _layers(self.observation_size, self.critic_hidden, 1)
+
+    @cached_property
+    def actor_parameters(self) -> int:
+        """Length of the actor's part, log_std included; the critic's part follows it."""
+        return _count(self.layers) + (self.action_size if self.action == "gaussian" else 0)
 
     @cached_property
     def num_parameters(self) -> int:
         """Length of the flat vector."""
-        weights = sum(out * into + out for out, into in self.layers)
-        return weights + (self.action_size if self.action == "gaussian" else 0)
+        return self.actor_parameters + _count(self.critic_layers)
+
+    @cached_property
+    def _log_std(self) -> slice:
+        """Where log_std lies; empty unless the policy is Gaussian."""
+        return slice(_count(self.layers), self.actor_parameters)
 
     def initial_parameters(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """float64 [num_parameters]: orthogonal weights, last layer scaled by 0.01, zero biases.
+        """float64 [num_parameters]: orthogonal weights, last layers scaled by 0.01, zero biases.
 
         The small last layer makes the first policy nearly uniform; log_std starts at 0.
         """
-        parts: list[NDArray[np.float64]] = []
-        for index, (out, into) in enumerate(self.layers):
-            gain = _LAST_LAYER_GAIN if index == len(self.layers) - 1 else np.sqrt(2.0)
-            parts += [gain * _orthogonal(out, into, rng).ravel(), np.zeros(out)]
+        parts = _initial(self.layers, rng)
         if self.action == "gaussian":
             parts.append(np.zeros(self.action_size))
-        return np.concatenate(parts)
+        return np.concatenate(parts + _initial(self.critic_layers, rng))
 
-    def bind(self, parameters: NDArray[np.floating]) -> BoundPolicy:
+    def bind(self, parameters: NDArray[np.floating], *, exploration: float = 0.0) -> BoundPolicy:
         """Check a flat vector and make it ready to act.
 
+        Args:
+            exploration: ``q-values`` only: probability of a uniformly random action.
         Raises:
-            ConfigurationError: wrong shape, NaN, infinite or absurdly large (> 1e9) entries.
+            ConfigurationError: wrong shape, NaN, infinite or absurdly large (> 1e9) entries;
+                exploration outside [0, 1], or given for another kind of action.
         """
-        return BoundPolicy(self, self.checked(parameters))
+        if not 0.0 <= exploration <= 1.0:
+            raise ConfigurationError(f"exploration must be in [0, 1], got {exploration!r}")
+        if exploration and self.action != "q-values":
+            raise ConfigurationError(
+                f"exploration is for action 'q-values', got {exploration!r} for {self.action!r}"
+            )
+        return BoundPolicy(self, self.checked(parameters), exploration=exploration)
 
     def checked(self, parameters: NDArray[np.floating]) -> Float32:
         """The vector as float32 [num_parameters], or ConfigurationError."""
@@ -109,7 +142,7 @@ class MlpPolicy:
             raise ConfigurationError(
                 f"parameters must be finite with absolute value <= {MAX_PARAMETER:g}"
             )
-        if self.action == "gaussian" and (np.abs(array[-self.action_size :]) > MAX_LOG_STD).any():
+        if (np.abs(array[self._log_std]) > MAX_LOG_STD).any():
             raise ConfigurationError(f"log_std must be in +-{MAX_LOG_STD:g}")
         return array.astype(np.float32)
 
@@ -119,7 +152,7 @@ class MlpPolicy:
         Returns:
             float32 [steps, rows] uniform in [0, 1), or [steps, rows, action_size] standard normal.
         """
-        if self.action == "categorical":
+        if self.action != "gaussian":
             return rng.random((steps, rows), dtype=np.float32)
         return rng.standard_normal((steps, rows, self.action_size), dtype=np.float32)
 
@@ -127,8 +160,9 @@ class MlpPolicy:
 class BoundPolicy:
     """A policy with parameters; owns the buffers of its forward pass (not for two threads)."""
 
-    def __init__(self, policy: MlpPolicy, parameters: Float32) -> None:
+    def __init__(self, policy: MlpPolicy, parameters: Float32, *, exploration: float = 0.0) -> None:
         self.policy = policy
+        self._exploration = np.float32(exploration)
         self._matrices: list[Float32] = []
         start = 0
         for out, into in policy.layers:
@@ -137,7 +171,7 @@ class BoundPolicy:
             # [W | b] times [x; 1]: one product instead of a product and a sum
             self._matrices.append(np.concatenate([weights, bias[:, None]], axis=1))
             start += out * into + out
-        self._std = np.exp(parameters[start:])
+        self._std = np.exp(parameters[start : policy.actor_parameters])
         self._rows = -1
 
     def _resize(self, rows: int) -> None:
@@ -153,7 +187,7 @@ class BoundPolicy:
         self._plan = list(zip(self._matrices, inputs, outs, strict=True))
 
     def forward(self, observations: Float32) -> Float32:
-        """Logits or means, float32 [n, o], for observations [n, observation_size].
+        """Logits, Q values or means, float32 [n, o], for observations [n, observation_size].
 
         The result is a view of a buffer that the next call overwrites. Sums run input by input
         in a fixed order (einsum, not BLAS, whose order depends on the block size).
@@ -175,10 +209,13 @@ class BoundPolicy:
 
         Returns:
             Categorical: integers [n] by the inverse of the cumulative distribution, one uniform
-            per row (bool for two actions: False is 0). Gaussian: float32 [n, k], not clipped.
+            per row (bool for two actions: False is 0). Q values: integers [n], uniform where the
+            draw is below ``exploration``. Gaussian: float32 [n, k], neither clipped nor squashed.
         """
         if self.policy.action == "gaussian":
             return (outputs + self._std * draws).astype(np.float32)
+        if self.policy.action == "q-values":
+            return self._explore(outputs, draws)
         if self.policy.action_size == 2:
             # P(action 0) = 1 / (1 + e^(l1 - l0)); capped so that e^x stays finite
             odds = np.exp(np.minimum(outputs[:, 1] - outputs[:, 0], _MAX_LOGIT_GAP))
@@ -193,6 +230,56 @@ class BoundPolicy:
         if self.policy.action == "gaussian":
             return outputs.copy()
         return outputs.argmax(axis=1).astype(np.int64)
+
+    def to_environment(self, actions: NDArray[np.int64] | Float32) -> NDArray[np.int64] | Float32:
+        """What the environment gets: Gaussian actions squashed into the bounds, others as is."""
+        if self.policy.bounds is None:
+            return actions
+        low, high = self.policy.bounds
+        # bounds are public; the float32 product may round a hair outside, so it is clipped
+        squashed = low + np.float32(0.5 * (high - low)) * (1.0 + np.tanh(actions))
+        return np.clip(squashed, low, high).astype(np.float32)
+
+    def _explore(self, outputs: Float32, draws: Float32) -> NDArray[np.int64]:
+        """One draw decides both whether and, rescaled, which random action is taken."""
+        best = outputs.argmax(axis=1).astype(np.int64)
+        if not self._exploration:
+            return best
+        last = self.policy.action_size - 1
+        uniform = np.minimum(draws / self._exploration * (last + 1), last).astype(np.int64)
+        return np.where(draws < self._exploration, uniform, best)
+
+
+def _layers(inputs: int, hidden: tuple[int, ...], outputs: int) -> tuple[tuple[int, int], ...]:
+    return tuple((out, into) for into, out in pairwise((inputs, *hidden, outputs)))
+
+
+def _count(layers: tuple[tuple[int, int], ...]) -> int:
+    return sum(out * into + out for out, into in layers)
+
+
+def _initial(
+    layers: tuple[tuple[int, int], ...], rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    parts: list[NDArray[np.float64]] = []
+    for index, (out, into) in enumerate(layers):
+        gain = _LAST_LAYER_GAIN if index == len(layers) - 1 else np.sqrt(2.0)
+        parts += [gain * _orthogonal(out, into, rng).ravel(), np.zeros(out)]
+    return parts
+
+
+def _check_bounds(action: str, bounds: tuple[float, float]) -> None:
+    """ConfigurationError unless these are bounds for Gaussian actions."""
+    if action != "gaussian":
+        raise ConfigurationError(f"bounds are for action 'gaussian', got {bounds!r} for {action!r}")
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise ConfigurationError(f"bounds must be (low, high), got {bounds!r}")
+    for bound in bounds:
+        number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        if not number or not abs(bound) <= MAX_BOUND:
+            raise ConfigurationError(f"bounds must be within +-{MAX_BOUND:g}, got {bounds!r}")
+    if not bounds[0] < bounds[1]:
+        raise ConfigurationError(f"bounds must be low < high, got {bounds!r}")
 
 
 def _orthogonal(out: int, into: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +88,38 @@ class TrajectoryBatch:
     def returns(self) -> NDArray[np.float64]:
         """float64 [B], undiscounted. Private: stays inside the agent."""
         return np.where(self.mask, self.rewards, 0.0).sum(axis=1, dtype=np.float64)
+
+    @classmethod
+    def joined(cls, batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
+        """One batch of all trajectories in order, padded to the longest; identity of the last.
+
+        Raises:
+            EnvironmentFault: there is no batch, observations or actions differ in kind, or some
+                batches name subjects and others do not.
+        """
+        if not batches:
+            raise EnvironmentFault("joined needs at least one batch, got none")
+        kinds = {(b.observations.shape[2:], b.actions.shape[2:], b.actions.dtype) for b in batches}
+        if len(kinds) > 1 or len({b.subjects is None for b in batches}) > 1:
+            raise EnvironmentFault("joined batches must be of one kind")
+        steps = max(batch.mask.shape[1] for batch in batches)
+        parts = [batch.padded(steps) for batch in batches]
+
+        def stacked(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        named = None if parts[0].subjects is None else [part.subjects or () for part in parts]
+        return cls(
+            observations=stacked("observations"),
+            actions=stacked("actions"),
+            rewards=stacked("rewards"),
+            mask=stacked("mask"),
+            terminated=stacked("terminated"),
+            truncated=stacked("truncated"),
+            lost=sum(part.lost for part in parts),
+            batch_id=parts[-1].batch_id,
+            subjects=None if named is None else tuple(name for part in named for name in part),
+        )
 
     def within(self, steps: int) -> TrajectoryBatch:
         """The same trajectories, cut after ``steps`` steps; a cut one counts as truncated.

@@ -49,6 +49,7 @@ class _Job:
     num_trajectories: int
     horizon: int
     rng: np.random.Generator
+    exploration: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,7 @@ class RolloutWorkers:
         *,
         horizon: int,
         rngs: Sequence[np.random.Generator],
+        exploration: float = 0.0,
     ) -> list[TrajectoryBatch | EnvironmentFault]:
         """As ``collect_fleet``; advances ``rngs`` as rolling in this process would."""
         if self._closed:
@@ -117,6 +119,7 @@ class RolloutWorkers:
                 num_trajectories=num_trajectories_each,
                 horizon=horizon,
                 rng=rng,
+                exploration=exploration,
             )
             for spec, rng in zip(specs, rngs, strict=True)
         ]
@@ -230,7 +233,14 @@ def _answer(job: _Job, envs: dict[tuple[EnvSpec, int], VectorEnv]) -> _Answer:
     key = (job.spec, job.num_trajectories)
     try:
         env = envs.pop(key, None) or make_vector_env(job.spec, job.num_trajectories)
-        batch = collect(job.policy, job.parameters, env, horizon=job.horizon, rng=job.rng)
+        batch = collect(
+            job.policy,
+            job.parameters,
+            env,
+            horizon=job.horizon,
+            rng=job.rng,
+            exploration=job.exploration,
+        )
     except EnvironmentFault as fault:  # a faulty environment is not kept
         return _Answer(error="fault", message=str(fault))
     except ConfigurationError as error:

@@ -16,21 +16,31 @@ from privfedrl.training.metric_coordinates import ClipQuantile, ReturnRelease, r
 from privfedrl.training.subjects import Grouping, distinct_subjects, grouped
 
 if TYPE_CHECKING:
-    from privfedrl.training.local_trainer import LocalTrainer, ReinforceSettings
+    from privfedrl.training.algorithms import Models, Objective
+    from privfedrl.training.dqn_learner import DqnLearner, DqnSettings
+    from privfedrl.training.local_trainer import LocalTrainer
     from privfedrl.training.networks import TorchMlp
     from privfedrl.training.policy_file import load_policy, save_policy
+    from privfedrl.training.ppo_learner import PpoLearner, PpoSettings
     from privfedrl.training.private_step import private_rows
     from privfedrl.training.reinforce import Truncation, trajectory_weights
+    from privfedrl.training.settings import TrainerSettings
 
 __all__ = [
     "ClipGroup",
     "ClipQuantile",
+    "DqnLearner",
+    "DqnSettings",
     "Grouping",
     "LocalTrainer",
     "LocalUpdate",
-    "ReinforceSettings",
+    "Models",
+    "Objective",
+    "PpoLearner",
+    "PpoSettings",
     "ReturnRelease",
     "TorchMlp",
+    "TrainerSettings",
     "Truncation",
     "clip_by_group",
     "clip_rows",
@@ -45,9 +55,15 @@ __all__ = [
 ]
 
 _LAZY = {
+    "DqnLearner": "dqn_learner",
+    "DqnSettings": "dqn_learner",
     "LocalTrainer": "local_trainer",
-    "ReinforceSettings": "local_trainer",
+    "Models": "algorithms",
+    "Objective": "algorithms",
+    "PpoLearner": "ppo_learner",
+    "PpoSettings": "ppo_learner",
     "TorchMlp": "networks",
+    "TrainerSettings": "settings",
     "Truncation": "reinforce",
     "load_policy": "policy_file",
     "private_rows": "private_step",

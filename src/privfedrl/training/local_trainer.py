@@ -1,7 +1,8 @@
 """What one agent does with its experience in one round.
 
-Guarantee: every batch feeds at most one update, and every update states the unit and the L2 bound
-it was clipped for. The unclipped arm of an experiment exists only under the name ``private=False``.
+Guarantee: every batch feeds at most as many updates as its settings say (one unless the algorithm
+uses it again and every use is charged), and every update states the unit and the L2 bound it was
+clipped for.
 
 Notation: C the clip norm, d parameters, E local steps, P persons in a sum, m trajectories of each.
 """
@@ -9,8 +10,8 @@ Notation: C the clip norm, d parameters, E local steps, P persons in a sum, m tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 import torch
@@ -20,129 +21,51 @@ from privfedrl.errors import ConfigurationError, PrivacyError, UnsupportedMechan
 from privfedrl.privacy.units import Unit
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
+from privfedrl.training.algorithms import Models
 from privfedrl.training.clip_groups import ClipGroup, total_clip
-from privfedrl.training.local_update import LocalUpdate, check_clip_norm, clip_rows
-from privfedrl.training.metric_coordinates import ClipQuantile, ReturnRelease, row_groups
+from privfedrl.training.dqn_learner import DqnLearner, DqnSettings
+from privfedrl.training.local_update import LocalUpdate, clip_rows
+from privfedrl.training.metric_coordinates import row_groups
 from privfedrl.training.networks import TorchMlp
+from privfedrl.training.ppo_learner import PpoLearner
 from privfedrl.training.private_step import private_rows, unit_rows
-from privfedrl.training.reinforce import Truncation, check_discount
+from privfedrl.training.settings import TrainerSettings
 from privfedrl.training.subjects import Grouping, grouped
 from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused
 
-__all__ = ["LocalTrainer", "ReinforceSettings"]
+__all__ = ["LocalTrainer"]
 
 Float = NDArray[np.float64]
 Collect = Callable[[Float], TrajectoryBatch]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReinforceSettings:
-    """Everything about the local step that privacy or the result depends on.
-
-    Attributes:
-        gamma: discount in [0, 1].
-        clip_norm: C, L2 bound of one unit's gradient (or model delta); None only if not private.
-        entropy_weight: factor of the entropy bonus, finite and >= 0.
-        truncation: see :class:`Truncation`.
-        return_release: release the mean return, and its spread if asked, as coordinates of the row
-            (TRAJECTORY and PERSON).
-        unit: TRAJECTORY (one row per trajectory), PERSON (one row per person, the clipped sum of
-            that person's gradients) or AGENT (one row, the model delta).
-        local_steps: E >= 1 gradient steps between releases; more than one for AGENT only.
-        learning_rate: of the local steps, finite and > 0; used by AGENT only.
-        private: False is the control arm of an experiment: no clipping, no guarantee.
-        clip_quantile: release whether a unit was within the current clip (TRAJECTORY and PERSON).
-        max_trajectories_per_unit: m >= 1, trajectories of a person that count; PERSON only.
-        units: P >= 1, rows of every update, whatever the batch holds; PERSON only, required there.
-    """
-
-    gamma: float
-    clip_norm: float | None
-    entropy_weight: float = 0.0
-    truncation: Truncation = Truncation.NONE
-    return_release: ReturnRelease | None = None
-    unit: Unit = Unit.TRAJECTORY
-    local_steps: int = 1
-    learning_rate: float = 1.0
-    private: bool = True
-    clip_quantile: ClipQuantile | None = None
-    max_trajectories_per_unit: int = 1
-    units: int | None = None
-
-    def __post_init__(self) -> None:
-        check_discount(self.gamma, self.truncation)
-        for name, low in (("entropy_weight", 0.0), ("learning_rate", 1e-300)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
-                raise ConfigurationError(f"{name} must be finite and >= {low}, got {value!r}")
-        for name in ("local_steps", "max_trajectories_per_unit"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
-        self._check_clipping()
-        self._check_unit()
-
-    def _check_clipping(self) -> None:
-        if self.private:
-            if self.clip_norm is None:
-                raise ConfigurationError(
-                    "clip_norm must be a number when private is True, got None; "
-                    "the unclipped control arm is private=False"
-                )
-            check_clip_norm(self.clip_norm)
-        elif (self.clip_norm, self.return_release, self.clip_quantile) != (None, None, None):
-            raise ConfigurationError(
-                "clip_norm, return_release and clip_quantile must be None when private is False: "
-                "the control arm neither clips nor releases privately"
-            )
-
-    def _check_unit(self) -> None:
-        if self.unit is Unit.PERSON:
-            if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 1:
-                raise ConfigurationError(
-                    f"units must be the public number of persons in a sum for unit PERSON, "
-                    f"got {self.units!r}"
-                )
-        elif self.units is not None or self.max_trajectories_per_unit != 1:
-            raise ConfigurationError(
-                f"units and max_trajectories_per_unit are for unit PERSON, got {self.units!r} and "
-                f"{self.max_trajectories_per_unit!r} for {self.unit.name}"
-            )
-        if self.unit is not Unit.AGENT and self.local_steps > 1:
-            raise UnsupportedMechanism(
-                f"local_steps must be 1 for unit {self.unit.name}, got {self.local_steps}: "
-                "later iterates depend on earlier trajectories without noise, so clipping each row "
-                "does not bound what one unit can change; use unit AGENT, whose delta is clipped "
-                "as a whole, or noise in every local step (mechanism 'local-skellam')"
-            )
-        for name in ("return_release", "clip_quantile"):
-            if self.unit is Unit.AGENT and getattr(self, name) is not None:
-                raise UnsupportedMechanism(
-                    f"{name} is offered for units TRAJECTORY and PERSON; for AGENT leave it out "
-                    "(a fixed clip_norm, no released return)"
-                )
-
-
 class LocalTrainer:
-    """REINFORCE on one agent. Not for two threads; remembers which batches it has used.
+    """The training of one agent. Not for two threads; remembers which batches it has used.
 
-    ``gradient`` chooses how per-trajectory gradients are computed: ``fused``, or ``hooks`` of
-    Opacus; they agree to float rounding (``trajectory_gradients``).
+    Args:
+        policy: shape of the policy, with a critic where the algorithm needs one.
+        gradient: how per-trajectory gradients are computed: ``fused``, or ``hooks`` of Opacus;
+            they agree to float rounding (``trajectory_gradients``).
+        rng: of the order in which a learner inside an AGENT sees its samples; from the system if
+            None. Noise and keys never come from it.
     """
 
     def __init__(
         self,
         policy: MlpPolicy,
-        settings: ReinforceSettings,
+        settings: TrainerSettings,
         *,
         dtype: torch.dtype = torch.float32,
         gradient: TrajectoryGradient = fused,
+        rng: np.random.Generator | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
         self._gradient = gradient
+        self._dtype = dtype
         self._network = TorchMlp(policy, dtype=dtype)
-        self._spent: set[bytes] = set()
+        self._used: Counter[bytes] = Counter()
+        self._learner = _learner(policy, settings, rng)
 
     @property
     def dimension(self) -> int:
@@ -158,23 +81,29 @@ class LocalTrainer:
     def local_update(
         self,
         parameters: Float,
-        batch: TrajectoryBatch,
+        batch: TrajectoryBatch | Sequence[TrajectoryBatch],
         *,
+        behaviour: Float | None = None,
+        target: Float | None = None,
         admitted: Set[str] | None = None,
         current_clip: float | None = None,
     ) -> LocalUpdate:
-        """One row per unit of ``batch``, collected under ``parameters`` float64 [d].
+        """One row per unit of ``batch``, a step of ``parameters`` float64 [d].
 
         TRAJECTORY: a row per trajectory. PERSON: ``units`` rows, one for each of the first subjects
         that may take part, zero beyond them; surplus trajectories are dropped before anything is
         computed (:func:`privfedrl.training.subjects.grouped`).
 
         Args:
+            batch: fresh trajectories, or used ones that may be used again; of several batches the
+                rows follow one another.
+            behaviour: published parameters that collected the batch; None = ``parameters``.
+            target: published parameters of DQN's target network; None = ``parameters``.
             admitted: PERSON only; the subjects whose participation in this release is recorded.
                 None = every subject of the batch, where the plan has no cap on participations.
             current_clip: the broadcast clip of an adaptive run; None = ``clip_norm``.
         Raises:
-            PrivacyError: the batch has been used before (it is spent even if this call fails).
+            PrivacyError: a batch has had all its uses (this one counts even if the call fails).
             EnvironmentFault: unit PERSON and the batch names no subjects.
             ConfigurationError: an argument is out of range or does not fit the settings.
             UnsupportedMechanism: the unit is AGENT; use :meth:`local_steps`.
@@ -184,20 +113,22 @@ class LocalTrainer:
             raise UnsupportedMechanism(
                 "local_update is for units TRAJECTORY and PERSON; use local_steps for AGENT"
             )
-        self._spend(batch)
-        self._network.load(self.policy.checked(parameters))
+        given = (batch,) if isinstance(batch, TrajectoryBatch) else tuple(batch)
+        for one in given:
+            self._spend(one)
+        batch = given[0] if len(given) == 1 else TrajectoryBatch.joined(given)
+        models = self._models(parameters, behaviour, target)
         grouping = self._grouping(batch, admitted)
         if settings.clip_norm is None:
             if current_clip is not None:
                 raise ConfigurationError("current_clip must be None when private is False")
-            return self._unclipped(batch, grouping)
+            return self._unclipped(models, batch, grouping)
         return private_rows(
-            self._network,
+            models,
             batch,
+            settings.objective,
             clip_norm=settings.clip_norm,
-            gamma=settings.gamma,
-            entropy_weight=settings.entropy_weight,
-            truncation=settings.truncation,
+            critic_clip_norm=settings.critic_clip,
             return_release=settings.return_release,
             clip_quantile=settings.clip_quantile,
             current_clip=current_clip,
@@ -206,13 +137,13 @@ class LocalTrainer:
         )
 
     def local_steps(self, parameters: Float, collect: Collect) -> LocalUpdate:
-        """The model delta of E plain gradient-ascent steps, clipped as one row [1, d].
+        """The model delta of E local steps, clipped as one row [1, d].
 
-        Each step moves by learning_rate times the mean trajectory gradient of a fresh batch from
-        ``collect(theta)``. Everything between two releases stays inside the unit, so nothing but
-        the delta needs clipping. A delta that is not finite, or iterates that leave the policy's
-        range, make a zero row, not an error, and collecting goes on from the last iterate within
-        it: a release must look the same whatever the data.
+        Each step takes a fresh batch from ``collect(theta)`` and moves by learning_rate times its
+        mean trajectory gradient, or as the learner does. Everything between two releases stays
+        inside the unit, so nothing but the delta needs clipping. A delta that is not finite, or
+        iterates that leave the policy's range, make a zero row, not an error, and collecting goes
+        on from the last iterate within it: a release must look the same whatever the data.
 
         Raises:
             PrivacyError: ``collect`` returned a batch that has been used before.
@@ -230,7 +161,7 @@ class LocalTrainer:
             batch = collect(theta.copy())
             self._spend(batch)
             batch_id = batch.batch_id
-            following = theta + settings.learning_rate * self._mean_gradient(theta, batch)
+            following = self._improved(theta, batch, start)
             lost = lost or not self._usable(following)
             theta = theta if lost else following
         delta = np.full_like(start, np.nan) if lost else theta - start
@@ -248,13 +179,28 @@ class LocalTrainer:
             private=self.settings.private,
         )
 
-    def _mean_gradient(self, theta: Float, batch: TrajectoryBatch) -> Float:
-        self._network.load(theta)
-        rows, _ = self._raw_rows(batch, None)
-        return np.asarray(rows.sum(axis=0) / max(len(rows), 1), dtype=np.float64)
+    def _improved(self, theta: Float, batch: TrajectoryBatch, published: Float) -> Float:
+        """One local step of an AGENT."""
+        if self._learner is not None:
+            return self._learner.improve(theta, batch, global_parameters=published)
+        rows, _ = self._raw_rows(self._models(theta, published, None), batch, None)
+        mean = np.asarray(rows.sum(axis=0) / max(len(rows), 1), dtype=np.float64)
+        return theta + self.settings.learning_rate * mean
 
-    def _unclipped(self, batch: TrajectoryBatch, grouping: Grouping | None) -> LocalUpdate:
-        rows, dropped = self._raw_rows(batch, grouping)
+    def _models(self, parameters: Float, behaviour: Float | None, target: Float | None) -> Models:
+        self._network.load(self.policy.checked(parameters))
+
+        def other(given: Float | None) -> TorchMlp | None:
+            if given is None:
+                return None
+            return TorchMlp(self.policy, self.policy.checked(given), dtype=self._dtype)
+
+        return Models(self._network, other(behaviour), other(target))
+
+    def _unclipped(
+        self, models: Models, batch: TrajectoryBatch, grouping: Grouping | None
+    ) -> LocalUpdate:
+        rows, dropped = self._raw_rows(models, batch, grouping)
         return LocalUpdate(
             rows=rows,
             clip_norm=math.inf,
@@ -264,14 +210,13 @@ class LocalTrainer:
             private=False,
         )
 
-    def _raw_rows(self, batch: TrajectoryBatch, grouping: Grouping | None) -> tuple[Float, int]:
-        settings = self.settings
+    def _raw_rows(
+        self, models: Models, batch: TrajectoryBatch, grouping: Grouping | None
+    ) -> tuple[Float, int]:
         units = unit_rows(
-            self._network,
+            models,
             batch,
-            gamma=settings.gamma,
-            entropy_weight=settings.entropy_weight,
-            truncation=settings.truncation,
+            self.settings.objective,
             grouping=grouping,
             gradient=self._gradient,
         )
@@ -294,9 +239,13 @@ class LocalTrainer:
 
     def _groups(self, clip_norm: float) -> tuple[ClipGroup, ...]:
         settings = self.settings
+        policy = self.policy
+        if settings.unit is Unit.AGENT:
+            return row_groups(policy.num_parameters, clip_norm=clip_norm)
         return row_groups(
-            self.policy.num_parameters,
+            policy.actor_parameters,
             clip_norm=clip_norm,
+            critic=(policy.num_parameters - policy.actor_parameters, settings.critic_clip or 1.0),
             return_release=settings.return_release,
             clip_quantile=settings.clip_quantile,
         )
@@ -309,12 +258,24 @@ class LocalTrainer:
         return True
 
     def _spend(self, batch: TrajectoryBatch) -> None:
-        if batch.batch_id in self._spent:
+        if self._used[batch.batch_id] >= self.settings.uses:
+            uses = self.settings.uses
             raise PrivacyError(
-                "batch must be fresh, got one that an earlier update used: "
-                "a trajectory may feed one release only"
+                f"batch must be fresh or used less than {uses} times, got one that {uses} earlier "
+                f"updates used: a trajectory may feed {'one release' if uses == 1 else uses} only"
             )
-        self._spent.add(batch.batch_id)
+        self._used[batch.batch_id] += 1
+
+
+def _learner(
+    policy: MlpPolicy, settings: TrainerSettings, rng: np.random.Generator | None
+) -> PpoLearner | DqnLearner | None:
+    if settings.learner is None:
+        return None
+    source = np.random.default_rng() if rng is None else rng
+    if isinstance(settings.learner, DqnSettings):
+        return DqnLearner(policy, settings.learner, rng=source)
+    return PpoLearner(policy, settings.learner, rng=source)
 
 
 def _finite_rows(rows: Float) -> tuple[Float, int]:

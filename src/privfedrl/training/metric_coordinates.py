@@ -4,7 +4,7 @@ Guarantee: every coordinate is a function of its own unit, within +-weight * C, 
 absent unit; the L2 bound of a row is stated by :func:`row_groups`. What is computed from the
 released sums is post-processing and costs nothing.
 
-    row = [gradient (d) | mean return | spread | clip count], each metric only if it is asked for
+    row = [policy | critic | mean return | spread | clip count], each part only if it is asked for
 
 Notation: C the clip norm of the gradient part, C_r the current clip, x in [-1, 1] the position of a
 clamped return, b whether a unit's gradient is within C_r. Needs numpy only: a coordinator reads
@@ -196,14 +196,25 @@ def row_groups(
     num_parameters: int,
     *,
     clip_norm: float,
+    critic: tuple[int, float | None] = (0, None),
     return_release: ReturnRelease | None = None,
     clip_quantile: ClipQuantile | None = None,
 ) -> tuple[ClipGroup, ...]:
-    """The parts of a row in order; their sizes add up to its length, total_clip bounds its norm."""
+    """The parts of a row in order; their sizes add up to its length, total_clip bounds its norm.
+
+    Args:
+        num_parameters: of the policy.
+        critic: number of its parameters, 0 without one, and its clip norm.
+    """
     bound = check_clip_norm(clip_norm)
-    policy = ClipGroup(name="policy", size=num_parameters, clip_norm=bound)
+    parts = [ClipGroup(name="policy", size=num_parameters, clip_norm=bound)]
+    size, critic_clip = critic
+    if size:
+        if critic_clip is None:
+            raise ConfigurationError("critic_clip_norm must be a number with a critic, got None")
+        parts.append(ClipGroup(name="critic", size=size, clip_norm=critic_clip))
     metrics = (return_release, clip_quantile)
-    return (policy, *(metric.group(bound) for metric in metrics if metric is not None))
+    return (*parts, *(metric.group(bound) for metric in metrics if metric is not None))
 
 
 def return_coordinate(

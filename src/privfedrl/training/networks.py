@@ -3,14 +3,16 @@
 Guarantee: ``TorchMlp(policy)`` with the same flat parameters computes the same outputs as the numpy
 forward pass of ``policy``, up to float rounding.
 
-Layout of the flat vector (d coordinates): for each layer the weights row-major [out, in], then the
-biases [out]; for continuous actions the log standard deviations [k] come last. Hidden activations
-are tanh. Outputs are logits [.., n] (categorical) or means [.., k] (diagonal Gaussian).
+Layout of the flat vector (d coordinates): for each layer of the actor the weights row-major
+[out, in], then the biases [out]; then, for continuous actions, the log standard deviations [k];
+then the critic's layers, if there is one. Hidden activations are tanh. Outputs are logits [.., n]
+(categorical), Q values [.., n] or means [.., k] (diagonal Gaussian), and a value [..].
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +22,26 @@ from torch import Tensor, nn
 from privfedrl.errors import ConfigurationError
 from privfedrl.rollout.policies import MlpPolicy
 
-__all__ = ["LogStd", "TorchMlp", "log_probabilities"]
+__all__ = [
+    "LogStd",
+    "Outputs",
+    "TorchMlp",
+    "divergences",
+    "entropies",
+    "log_probabilities",
+    "scores",
+]
 
-Outputs = tuple[Tensor, Tensor | None]
+
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Outputs(NamedTuple):
+    """What the networks say of each observation; None for what a policy does not have."""
+
+    head: Tensor  # logits or Q values [.., n], or means [.., k]
+    log_std: Tensor | None = None  # [.., k]
+    value: Tensor | None = None  # [..], V of the critic
 
 
 class LogStd(nn.Module):
@@ -38,7 +57,7 @@ class LogStd(nn.Module):
 
 
 class TorchMlp(nn.Module):
-    """A tanh multilayer perceptron with a categorical or diagonal Gaussian head.
+    """A tanh multilayer perceptron with a head for actions, and perhaps a critic beside it.
 
     Args:
         policy: the architecture.
@@ -55,15 +74,13 @@ class TorchMlp(nn.Module):
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.discrete = policy.action == "categorical"
+        self.discrete = policy.action != "gaussian"
         self.observation_size = policy.observation_size
         self.num_outputs = policy.action_size
-        self.layers = nn.ModuleList(
-            # empty: torch's own initialisation would draw from its global generator for nothing
-            nn.utils.skip_init(nn.Linear, inward, outward, dtype=dtype)
-            for outward, inward in policy.layers
-        )
+        self.layers = _linear(policy.layers, dtype)
         self.log_std = None if self.discrete else LogStd(policy.action_size).to(dtype)
+        has_critic = policy.critic_hidden is not None
+        self.critic = _linear(policy.critic_layers, dtype) if has_critic else None
         self.num_parameters = sum(p.numel() for p in self.parameters())
         if self.num_parameters != policy.num_parameters:
             raise ConfigurationError(
@@ -73,8 +90,13 @@ class TorchMlp(nn.Module):
 
     @property
     def linear_layers(self) -> list[nn.Linear]:
-        """The layers from observation to output."""
+        """The actor's layers from observation to output."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @property
+    def critic_layers(self) -> list[nn.Linear]:
+        """The critic's layers from observation to value; none without a critic."""
+        return [layer for layer in self.critic or () if isinstance(layer, nn.Linear)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,13 +104,12 @@ class TorchMlp(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(self, observations: Tensor) -> Outputs:
-        """[.., obs] -> logits [.., n] and None, or means and log standard deviations [.., k]."""
-        hidden = observations
-        for layer in self.layers[:-1]:
-            hidden = torch.tanh(layer(hidden))
-        outputs = self.layers[-1](hidden)
+        """[.., obs] -> :class:`Outputs`."""
+        head = _through(self.layers, observations)
         # detached: it gives the shape only, and a hook waits for ever on an input without gradient
-        return outputs, None if self.log_std is None else self.log_std(outputs.detach())
+        log_std = None if self.log_std is None else self.log_std(head.detach())
+        value = None if self.critic is None else _through(self.critic, observations)[..., 0]
+        return Outputs(head, log_std, value)
 
     @torch.no_grad()
     def load(self, parameters: NDArray[np.floating]) -> None:
@@ -109,18 +130,57 @@ class TorchMlp(nn.Module):
         return vector.to(torch.float64).numpy().copy()
 
 
-def log_probabilities(outputs: Outputs, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """log pi(a|o) and the entropy H(pi(.|o)), both [..], for the outputs of :class:`TorchMlp`.
+def scores(outputs: Outputs, actions: Tensor, *, q_values: bool) -> Tensor:
+    """[..]: log pi(a|o), or Q(o, a) where the head holds Q values."""
+    if not q_values:
+        return log_probabilities(outputs, actions)
+    return outputs.head.gather(-1, actions[..., None])[..., 0]
+
+
+def log_probabilities(outputs: Outputs, actions: Tensor) -> Tensor:
+    """log pi(a|o) [..].
 
     Args:
-        actions: int64 [..] (categorical) or [.., k] (Gaussian; density in nats).
+        actions: int64 [..] (categorical) or [.., k] (Gaussian; density in nats, before squashing).
     """
-    head, log_std = outputs
-    if log_std is None:
-        log_p = torch.log_softmax(head, dim=-1)
-        chosen = log_p.gather(-1, actions[..., None])[..., 0]
-        return chosen, -(log_p.exp() * log_p).sum(dim=-1)
-    z = (actions - head) * torch.exp(-log_std)
-    half_log_2pi = 0.5 * math.log(2.0 * math.pi)
-    density = (-0.5 * z * z - log_std - half_log_2pi).sum(dim=-1)
-    return density, (log_std + (0.5 + half_log_2pi)).sum(dim=-1)
+    if outputs.log_std is None:
+        log_p = torch.log_softmax(outputs.head, dim=-1)
+        return log_p.gather(-1, actions[..., None])[..., 0]
+    z = (actions - outputs.head) * torch.exp(-outputs.log_std)
+    return (-0.5 * z * z - outputs.log_std - _HALF_LOG_2PI).sum(dim=-1)
+
+
+def entropies(outputs: Outputs) -> Tensor:
+    """H(pi(.|o)) [..]; of a Gaussian before it is squashed."""
+    if outputs.log_std is None:
+        log_p = torch.log_softmax(outputs.head, dim=-1)
+        return -(log_p.exp() * log_p).sum(dim=-1)
+    return (outputs.log_std + (0.5 + _HALF_LOG_2PI)).sum(dim=-1)
+
+
+def divergences(reference: Outputs, outputs: Outputs) -> Tensor:
+    """KL(reference || outputs) [..], of policies with the same kind of head."""
+    if outputs.log_std is None or reference.log_std is None:
+        log_r = torch.log_softmax(reference.head, dim=-1)
+        return (log_r.exp() * (log_r - torch.log_softmax(outputs.head, dim=-1))).sum(dim=-1)
+    gap = (reference.head - outputs.head) * torch.exp(-outputs.log_std)
+    ratio = torch.exp(2.0 * (reference.log_std - outputs.log_std))
+    apart = outputs.log_std - reference.log_std
+    return (apart + 0.5 * (ratio + gap * gap - 1.0)).sum(dim=-1)
+
+
+def _linear(layers: tuple[tuple[int, int], ...], dtype: torch.dtype) -> nn.ModuleList:
+    return nn.ModuleList(
+        # empty: torch's own initialisation would draw from its global generator for nothing
+        nn.utils.skip_init(nn.Linear, inward, outward, dtype=dtype)
+        for outward, inward in layers
+    )
+
+
+def _through(layers: nn.ModuleList, inputs: Tensor) -> Tensor:
+    """tanh after every layer but the last."""
+    hidden = inputs
+    for layer in layers[:-1]:
+        hidden = torch.tanh(layer(hidden))
+    outputs: Tensor = layers[-1](hidden)
+    return outputs

@@ -69,7 +69,12 @@ def load_policy(
 
 def _describe(policy: MlpPolicy) -> str:
     hidden = ",".join(map(str, policy.hidden))
-    return f"mlp tanh {policy.observation_size} [{hidden}] {policy.action} {policy.action_size}"
+    actor = f"mlp tanh {policy.observation_size} [{hidden}] {policy.action} {policy.action_size}"
+    if policy.bounds is not None:
+        actor += f" squashed into [{policy.bounds[0]!r}, {policy.bounds[1]!r}]"
+    if policy.critic_hidden is None:
+        return actor
+    return f"{actor}; critic [{','.join(map(str, policy.critic_hidden))}]"
 
 
 def _read(path: Path) -> tuple[dict[str, str], NDArray[np.float64]]:

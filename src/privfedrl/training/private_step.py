@@ -1,4 +1,4 @@
-"""The private step: trajectories in, one clipped row per unit out.
+"""The private step: trajectories in, one clipped row per unit out, for every algorithm.
 
 Guarantee: row i of the update is a function of the policy and of unit i alone (one trajectory, or
 the trajectories of one person) and has L2 norm at most the update's ``clip_norm``; the update is a
@@ -6,7 +6,7 @@ sum, never divided by anything private. Proofs: audits/proofs/clipped_gradient.m
 adaptive_clip.md.
 
 Notation: B trajectories, d parameters, n rows (B, or the public number P of persons), C the clip
-norm of the gradient part, C_r the current clip.
+norm of the policy's gradient, C_c that of the critic's, C_r the current clip.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from privfedrl.privacy.units import Unit
 from privfedrl.rollout.trajectory import TrajectoryBatch
+from privfedrl.training.algorithms import Models, Objective, signals
 from privfedrl.training.clip_groups import clip_by_group
 from privfedrl.training.local_update import LocalUpdate, check_clip_norm, row_norms
 from privfedrl.training.metric_coordinates import (
@@ -28,10 +29,8 @@ from privfedrl.training.metric_coordinates import (
     row_groups,
     spread_coordinate,
 )
-from privfedrl.training.networks import TorchMlp
-from privfedrl.training.reinforce import Truncation, trajectory_weights
 from privfedrl.training.subjects import Grouping, kept, sum_by_person
-from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused
+from privfedrl.training.trajectory_gradients import Guidance, Terms, TrajectoryGradient, fused
 
 __all__ = ["ReturnRelease", "UnitRows", "private_rows", "return_coordinate", "unit_rows"]
 
@@ -54,25 +53,29 @@ class UnitRows:
 
 
 def unit_rows(
-    network: TorchMlp,
+    models: Models,
     batch: TrajectoryBatch,
+    objective: Objective,
     *,
-    gamma: float,
-    entropy_weight: float = 0.0,
-    truncation: Truncation = Truncation.NONE,
     grouping: Grouping | None = None,
     gradient: TrajectoryGradient = fused,
 ) -> UnitRows:
-    """REINFORCE gradients per trajectory, or per person their sum; nothing is clipped.
+    """Gradients of the objective per trajectory, or per person their sum; nothing is clipped.
 
     Args:
+        models: the published policy, and where the algorithm asks for them the policy that
+            collected ``batch`` and the target network.
         grouping: of ``batch``; None makes every trajectory a unit. Trajectories that do not count
             are zeroed and masked out before anything else looks at the batch.
     """
     if grouping is not None:
         batch = kept(batch, grouping)
-    weights = trajectory_weights(batch, gamma=gamma, truncation=truncation)
-    gradients = gradient(network, batch, weights, entropy_weight).numpy()
+    found = signals(models, batch, objective)
+    guidance = None
+    if objective.guidance_weight and models.behaviour is not None:
+        guidance = Guidance(models.behaviour, objective.guidance_weight)
+    terms = Terms(objective.entropy_weight, found.values, guidance)
+    gradients = gradient(models.current, batch, found.weights, terms).numpy()
     with np.errstate(invalid="ignore"):  # infinities of both signs make NaN: no return is released
         returns = batch.returns
     present = np.asarray(batch.mask.any(axis=1))
@@ -88,33 +91,32 @@ def unit_rows(
 
 
 def private_rows(
-    network: TorchMlp,
+    models: Models,
     batch: TrajectoryBatch,
+    objective: Objective,
     *,
     clip_norm: float,
-    gamma: float,
-    entropy_weight: float = 0.0,
-    truncation: Truncation = Truncation.NONE,
+    critic_clip_norm: float | None = None,
     return_release: ReturnRelease | None = None,
     clip_quantile: ClipQuantile | None = None,
     current_clip: float | None = None,
     grouping: Grouping | None = None,
     gradient: TrajectoryGradient = fused,
 ) -> LocalUpdate:
-    """REINFORCE gradients of ``batch``, summed within each unit, then clipped unit by unit.
+    """Gradients of ``batch``, summed within each unit, then clipped unit by unit.
 
     Args:
-        network: the policy that collected ``batch``.
+        models: see :func:`unit_rows`.
         batch: B trajectories; an absent one is a row whose mask is False throughout.
-        clip_norm: C, L2 bound of the gradient part of a row.
-        gamma, truncation: see :func:`trajectory_weights`.
-        entropy_weight: factor of the entropy bonus, >= 0.
+        objective: the algorithm and its constants.
+        clip_norm: C, L2 bound of the policy part of a row.
+        critic_clip_norm: C_c, of the critic's part; needed with a critic, None without.
         return_release: append the unit's clamped mean return, and its spread if asked. An absent
             unit and a return that is not finite give zero there.
-        clip_quantile: append whether the gradient is within the current clip (+1) or not (-1, also
-            if it is not finite), times weight C; zero for an absent unit.
-        current_clip: C_r, a public number; the gradient part is clip(g, C_r) C / C_r, which is
-            within C whatever C_r is. None = C.
+        clip_quantile: append whether the policy's gradient is within the current clip (+1) or not
+            (-1, also if it is not finite), times weight C; zero for an absent unit.
+        current_clip: C_r, a public number; a gradient part of clip C_g is clip(g, C_g C_r / C)
+            times C / C_r, which is within C_g whatever C_r is. None = C.
         grouping: of the trajectories into persons, see :func:`grouped`; None = unit TRAJECTORY.
         gradient: how the rows are computed; all paths agree to float rounding.
     Returns:
@@ -125,20 +127,15 @@ def private_rows(
     """
     bound = check_clip_norm(clip_norm)
     current = _current_clip(current_clip, bound, clip_quantile)
-    units = unit_rows(
-        network,
-        batch,
-        gamma=gamma,
-        entropy_weight=entropy_weight,
-        truncation=truncation,
-        grouping=grouping,
-        gradient=gradient,
-    )
+    units = unit_rows(models, batch, objective, grouping=grouping, gradient=gradient)
+    policy = models.current.policy
     scaled = _at_scale(units.gradients, current, bound)
-    columns = _metric_columns(units, bound, current, return_release, clip_quantile)
+    actor = units.gradients[:, : policy.actor_parameters]
+    columns = _metric_columns(units, actor, bound, current, return_release, clip_quantile)
     groups = row_groups(
-        units.gradients.shape[1],
+        policy.actor_parameters,
         clip_norm=bound,
+        critic=(policy.num_parameters - policy.actor_parameters, critic_clip_norm),
         return_release=return_release,
         clip_quantile=clip_quantile,
     )
@@ -170,6 +167,7 @@ def _at_scale(
 
 def _metric_columns(
     units: UnitRows,
+    actor: NDArray[np.floating],
     bound: float,
     current: float,
     release: ReturnRelease | None,
@@ -182,8 +180,8 @@ def _metric_columns(
         if release.spread:
             columns.append(spread_coordinate(units.returns, release, clip_norm=bound))
     if quantile is not None:
-        finite = np.isfinite(units.gradients).all(axis=1)
-        norms = row_norms(np.where(finite[:, None], units.gradients, 0.0).astype(np.float64))
+        finite = np.isfinite(actor).all(axis=1)
+        norms = row_norms(np.where(finite[:, None], actor, 0.0).astype(np.float64))
         norms = np.where(finite, norms, np.inf)
         columns.append(count_coordinate(norms, quantile, current_clip=current, clip_norm=bound))
     return [np.where(units.present, column, 0.0)[:, None] for column in columns]

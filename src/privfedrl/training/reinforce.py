@@ -27,10 +27,12 @@ class Truncation(Enum):
     NONE: nothing; the trajectory is worth what it collected.
     CONTINUE: its own mean reward, for ever, discounted: a bootstrap that needs no critic (and so
         no state learned from other trajectories). Requires gamma < 1.
+    BOOTSTRAP: what the published critic, or the Q network, says of the last state that was seen.
     """
 
     NONE = "none"
     CONTINUE = "continue"
+    BOOTSTRAP = "bootstrap"
 
 
 def check_discount(gamma: float, truncation: Truncation) -> None:
@@ -62,6 +64,11 @@ def trajectory_weights(
         ConfigurationError: gamma or truncation is out of range.
     """
     check_discount(gamma, truncation)
+    if truncation is Truncation.BOOTSTRAP:
+        raise ConfigurationError(
+            "truncation must be 'none' or 'continue' for REINFORCE, which has no critic, "
+            "got 'bootstrap'"
+        )
     rewards = np.where(batch.mask, batch.rewards, 0.0).astype(np.float64)
     finite = np.asarray(np.isfinite(rewards).all(axis=1))
     rewards[~finite] = 0.0

@@ -1,0 +1,267 @@
+"""What must hold between algorithm, unit and policy of a plan. Lists every problem that it finds.
+
+Guarantee: a combination whose rows could not be clipped per unit, or whose private state would
+survive a release uncharged, is refused with the reason and the sound alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from privfedrl.plan_numbers import number
+
+if TYPE_CHECKING:
+    from privfedrl.plan import Plan
+
+__all__ = ["ALGORITHM_TRAITS", "TRAINING_RULES", "VARIATIONS"]
+
+#: what can differ between the environments of a simulated fleet; a test keeps it equal to the fleet
+VARIATIONS = ("physics", "rewards", "initial-states", "observations", "actions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What an algorithm asks for; a test keeps these equal to ``training.algorithms``."""
+
+    critic: bool
+    truncations: tuple[str, ...]
+    epochs: bool = False
+    replay: bool = False
+
+
+ALGORITHM_TRAITS: Mapping[str, Traits] = MappingProxyType(
+    {
+        "reinforce": Traits(critic=False, truncations=("none", "continue")),
+        "a2c": Traits(critic=True, truncations=("none", "bootstrap")),
+        "ppo": Traits(critic=True, truncations=("none", "bootstrap"), epochs=True),
+        "dqn": Traits(critic=False, truncations=("none", "bootstrap"), replay=True),
+    }
+)
+
+
+def _value_rules(plan: Plan) -> list[str]:
+    training = plan.training
+    name = "training."
+    unit_interval = ("gae_lambda", "exploration_start", "exploration_end", "exploration_fraction")
+    problems = [
+        *number("training.gamma", training.gamma, low=0.0, high=1.0, open_low=True),
+        *number("training.entropy_weight", training.entropy_weight, low=0.0, high=1e3),
+        *number("training.guidance_weight", training.guidance_weight, low=0.0, high=1e3),
+        *number("training.value_scale", training.value_scale, low=1e-9, high=1e9),
+        *number("training.clip_range", training.clip_range, low=1e-3, high=1e3),
+        *number("training.local_steps", training.local_steps, low=1, high=10_000),
+        *number("training.epochs", training.epochs, low=1, high=1_000),
+        *number("training.replay_rounds", training.replay_rounds, low=1, high=1_000),
+        *number("training.target_rounds", training.target_rounds, low=1, high=1_000_000),
+        *number(
+            "training.local_learning_rate",
+            training.local_learning_rate,
+            low=0.0,
+            high=1e6,
+            open_low=True,
+        ),
+    ]
+    for field in unit_interval:
+        problems += number(name + field, getattr(training, field), low=0.0, high=1.0)
+    return problems + _learner_values(plan)
+
+
+def _learner_values(plan: Plan) -> list[str]:
+    learner, path = plan.training.learner, "training.learner."
+    if learner is None:
+        return []
+    problems = [
+        *number(f"{path}minibatch", learner.minibatch, low=1, high=1_000_000),
+        *number(f"{path}replay_capacity", learner.replay_capacity, low=1, high=10_000_000),
+        *number(f"{path}updates_per_step", learner.updates_per_step, low=1e-6, high=1e3),
+    ]
+    if learner.target_kl is not None:
+        problems += number(f"{path}target_kl", learner.target_kl, low=1e-9, high=1e3)
+    for index, width in enumerate(learner.private_critic or ()):
+        problems += number(f"{path}private_critic[{index}]", width, low=1, high=65_536)
+    return problems
+
+
+def _algorithm_rules(plan: Plan) -> list[str]:
+    training = plan.training
+    traits = ALGORITHM_TRAITS[training.algorithm]
+    problems = []
+    if training.truncation not in traits.truncations:
+        problems.append(
+            f"training.truncation must be one of {', '.join(traits.truncations)} for algorithm "
+            f"{training.algorithm!r}, got {training.truncation!r}"
+        )
+    if training.truncation == "continue" and training.gamma >= 1.0:
+        problems.append(
+            "training.truncation = 'continue' needs training.gamma < 1, "
+            f"got {training.gamma!r} (the continued return would be infinite)"
+        )
+    if training.epochs > 1 and not traits.epochs:
+        problems.append(
+            f"training.epochs is for algorithm 'ppo', whose clipped ratio corrects for the policy "
+            f"that collected; it must be 1 for {training.algorithm!r}, got {training.epochs}"
+        )
+    if training.replay_rounds > 1 and not traits.replay:
+        problems.append(
+            f"training.replay_rounds is for algorithm 'dqn', which learns off policy; it must be 1 "
+            f"for {training.algorithm!r}, got {training.replay_rounds}; use 'ppo' with "
+            "training.epochs to use trajectories several times"
+        )
+    if training.algorithm == "dqn":
+        problems += _dqn_rules(plan)
+    return problems
+
+
+def _dqn_rules(plan: Plan) -> list[str]:
+    problems = []
+    if plan.policy.action_kind != "discrete":
+        problems.append(
+            "training.algorithm = 'dqn' needs policy.action_kind 'discrete', got 'continuous': it "
+            "takes the best of finitely many actions; use 'ppo'"
+        )
+    for name in ("entropy_weight", "guidance_weight"):
+        if getattr(plan.training, name):
+            problems.append(
+                f"training.{name} must be 0 for algorithm 'dqn', whose network holds values and no "
+                f"distribution, got {getattr(plan.training, name)!r}"
+            )
+    return problems
+
+
+def _critic_rules(plan: Plan) -> list[str]:
+    policy, training, agent = plan.policy, plan.training, plan.privacy.unit == "agent"
+    wanted = ALGORITHM_TRAITS[training.algorithm].critic
+    problems = []
+    for index, width in enumerate(policy.critic_hidden or ()):
+        problems += number(f"policy.critic_hidden[{index}]", width, low=1, high=65_536)
+    hidden = None if training.learner is None else training.learner.private_critic
+    if not wanted and policy.critic_hidden is not None:
+        problems.append(
+            f"policy.critic_hidden must be absent for algorithm {training.algorithm!r}, which has "
+            f"no critic, got {list(policy.critic_hidden)}"
+        )
+    if not wanted and hidden is not None:
+        problems.append(
+            f"training.learner.private_critic must be absent for algorithm "
+            f"{training.algorithm!r}, which has no critic, got {list(hidden)}"
+        )
+    if wanted and policy.critic_hidden is None and not agent:
+        problems.append(
+            f"policy.critic_hidden must be given for algorithm {training.algorithm!r} and unit "
+            f"{plan.privacy.unit!r}: a critic that is trained without noise on the same "
+            "trajectories would carry them into every later release; published with the policy it "
+            "is noised in the same step (or use 'reinforce', or unit 'agent')"
+        )
+    if wanted and agent and (policy.critic_hidden is None) == (hidden is None):
+        problems.append(
+            f"algorithm {training.algorithm!r} with unit 'agent' needs either policy.critic_hidden "
+            "(published with the policy) or training.learner.private_critic (stays inside the "
+            f"agent), got {'neither' if hidden is None else 'both'}"
+        )
+    return problems + _critic_clip_rules(plan)
+
+
+def _critic_clip_rules(plan: Plan) -> list[str]:
+    clip = plan.privacy.critic_clip_norm
+    if clip is None:
+        return []
+    problems = number("privacy.critic_clip_norm", clip, low=1e-12, high=1e9)
+    if plan.policy.critic_hidden is None or plan.privacy.unit == "agent":
+        problems.append(
+            "privacy.critic_clip_norm is for a published critic (policy.critic_hidden) with unit "
+            f"'trajectory' or 'person', got {clip!r}; unit 'agent' clips the delta as a whole"
+        )
+    return problems
+
+
+def _unit_rules(plan: Plan) -> list[str]:
+    """What one unit's rows may be computed from."""
+    training, privacy = plan.training, plan.privacy
+    problems = []
+    if training.learner is not None and privacy.unit != "agent":
+        problems.append(
+            f"training.learner is for unit 'agent', got it with unit {privacy.unit!r}: minibatches "
+            "across trajectories, batch normalisation of advantages, running normalisers of "
+            "observations and stopping on a KL let one trajectory move the others' rows or survive "
+            "the round; drop it (rows are then clipped one by one), or use unit 'agent'"
+        )
+    if training.learner is not None and training.algorithm == "reinforce":
+        problems.append(
+            "training.learner is for algorithms 'a2c', 'ppo' and 'dqn'; 'reinforce' takes plain "
+            "gradient steps: drop it"
+        )
+    if training.replay_rounds > 1 and privacy.unit != "trajectory":
+        problems.append(
+            f"training.replay_rounds must be 1 for unit {privacy.unit!r}, got "
+            f"{training.replay_rounds}: "
+            + (
+                "the agent's own replay memory is inside its delta "
+                "(training.learner.replay_capacity)"
+                if privacy.unit == "agent"
+                else "a person would be in a sum with trajectories of several rounds; use unit "
+                "'trajectory' or 'agent'"
+            )
+        )
+    uses = max(training.epochs, training.replay_rounds)
+    if uses > 1 and privacy.mechanism == "local-skellam":
+        problems.append(
+            f"training.epochs and training.replay_rounds must be 1 with mechanism 'local-skellam', "
+            f"got {uses}: every local step takes fresh trajectories; use mechanism 'skellam'"
+        )
+    if uses > 1 and privacy.unit != "agent" and privacy.correlation_bands is not None:
+        problems.append(
+            f"privacy.correlation_bands needs trajectories that are used once, got {uses} uses: a "
+            "unit in several neighbouring releases would meet noise that cancels; leave one out"
+        )
+    if training.guidance_weight and _never_moves(plan):
+        problems.append(
+            "training.guidance_weight does nothing where the policy that is improved is the one "
+            "that collected; it needs training.epochs or training.local_steps > 1, or a learner, "
+            f"got {training.guidance_weight!r}"
+        )
+    return problems
+
+
+def _never_moves(plan: Plan) -> bool:
+    training = plan.training
+    learns_inside = plan.privacy.unit == "agent" and training.algorithm != "reinforce"
+    return training.epochs == 1 and training.local_steps == 1 and not learns_inside
+
+
+def _bounds_rules(plan: Plan) -> list[str]:
+    policy = plan.policy
+    given = (policy.action_low, policy.action_high)
+    if given == (None, None):
+        return []
+    if policy.action_low is None or policy.action_high is None:
+        return [f"policy.action_low and policy.action_high must be given together, got {given}"]
+    if policy.action_kind != "continuous":
+        return [f"policy.action_low and action_high are for continuous actions, got {given}"]
+    low, high = policy.action_low, policy.action_high
+    if not (abs(low) <= 1e6 and abs(high) <= 1e6 and low < high):
+        return [
+            f"policy.action_low must be < action_high, both within +-1e6, got {low!r} and {high!r}"
+        ]
+    return []
+
+
+def _variation_rules(plan: Plan) -> list[str]:
+    varies = plan.fleet.varies
+    if set(varies) <= set(VARIATIONS) and len(set(varies)) == len(varies) and varies:
+        return []
+    return [
+        f"fleet.varies must name different ones out of {', '.join(VARIATIONS)}, got {list(varies)}"
+    ]
+
+
+TRAINING_RULES = (
+    _value_rules,
+    _algorithm_rules,
+    _critic_rules,
+    _unit_rules,
+    _bounds_rules,
+    _variation_rules,
+)
