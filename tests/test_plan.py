@@ -22,6 +22,7 @@ from privfedrl.federation.setup import round_setup
 from privfedrl.he.parameter_sets import PARAMETER_SETS
 from privfedrl.plan import (
     AdaptiveClip,
+    AgentLearner,
     EncodingPlan,
     FederationPlan,
     FleetPlan,
@@ -476,11 +477,28 @@ CHANGED: dict[str, dict[str, Any]] = {
         "trajectories": 5,
         "horizon": 61,
         "level": 0.25,
+        "varies": ("physics", "rewards"),
     },
-    "policy": {"observations": 5, "actions": 3, "action_kind": "continuous", "hidden": (8, 8)},
+    "policy": {
+        "observations": 5,
+        "actions": 3,
+        "action_kind": "continuous",
+        "hidden": (8, 8),
+        "recurrent": 4,
+    },
     "training": {
         "gamma": 0.5,
         "entropy_weight": 0.1,
+        "reward_low": -1.0,
+        "reward_high": 1.0,
+        "step_cost": 0.1,
+        "gae_lambda": 0.5,
+        "value_scale": 10.0,
+        "clip_range": 0.1,
+        "target_rounds": 2,
+        "exploration_start": 0.5,
+        "exploration_end": 0.1,
+        "exploration_fraction": 0.25,
         "local_learning_rate": 0.5,
     },
     "federation": {
@@ -493,6 +511,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "beta2": 0.5,
         "tau": 0.5,
         "bias_correction": False,
+        "averaging": 0.5,
     },
     "privacy": {
         "max_colluding": 0,
@@ -521,6 +540,77 @@ def test_the_digest_covers_every_pinned_value(section: str, key: str, value: obj
     assert tiny().replace(section, **{key: value}).digest != tiny().digest
 
 
+CRITIC: dict[str, dict[str, Any]] = {
+    "training": {"algorithm": "ppo"},
+    "policy": {"critic_hidden": (4,)},
+}
+LEARNING: dict[str, dict[str, Any]] = CRITIC | {
+    "privacy": {"unit": "agent"},
+    "federation": {"strategy": "fedavg"},
+}
+BOUNDED: dict[str, Any] = {"action_kind": "continuous", "action_low": -1.0, "action_high": 1.0}
+# what can only be changed where something else is as well
+ELSEWHERE: list[tuple[dict[str, dict[str, Any]], str, str, object]] = [
+    (CRITIC, "policy", "critic_hidden", (4, 4)),
+    ({"policy": BOUNDED}, "policy", "action_low", -2.0),
+    ({"policy": BOUNDED}, "policy", "action_high", 2.0),
+    (CRITIC, "training", "algorithm", "a2c"),
+    (CRITIC, "training", "truncation", "bootstrap"),
+    ({"training": {"gamma": 0.5}}, "training", "truncation", "continue"),
+    ({"training": {"algorithm": "ppo", "advantages": "returns"}}, "training", "epochs", 3),
+    (CRITIC, "training", "epochs", 3),
+    ({"training": {"algorithm": "dqn"}}, "training", "replay_rounds", 3),
+    (LEARNING, "training", "guidance_weight", 0.1),
+    (LEARNING, "training", "local_steps", 2),
+    (LEARNING, "training", "learner", AgentLearner()),
+    (CRITIC, "privacy", "critic_clip_norm", 0.5),
+]
+
+
+@pytest.mark.parametrize(("base", "section", "key", "value"), ELSEWHERE)
+def test_the_digest_covers_what_needs_another_plan_around_it(
+    base: dict[str, dict[str, Any]], section: str, key: str, value: object
+) -> None:
+    plan = tiny(**base)
+    assert plan.replace(section, **{key: value}).digest != plan.digest
+
+
+LEARNED: dict[str, object] = {
+    "minibatch": 64,
+    "normalise_advantages": False,
+    "normalise_observations": True,
+    "target_kl": 0.01,
+    "updates_per_step": 0.5,
+    "replay_capacity": 1_000,
+    "reset_optimiser": False,
+}
+
+
+def test_the_digest_covers_everything_about_a_learner() -> None:
+    plan = tiny(**LEARNING).replace("training", learner=AgentLearner())
+    found = {
+        plan.replace("training", learner=AgentLearner(**{key: value})).digest
+        for key, value in LEARNED.items()
+    }
+    assert len(found | {plan.digest}) == len(LEARNED) + 1
+    hidden = [
+        tiny(
+            **(LEARNING | {"policy": {}})
+            | {"training": {"algorithm": "ppo", "learner": AgentLearner(private_critic=sizes)}}
+        )
+        for sizes in ((4,), (5,))
+    ]
+    assert hidden[0].digest != hidden[1].digest
+    names = {field.name for field in dataclasses.fields(AgentLearner)}
+    assert names == set(LEARNED) | {"private_critic"}
+
+
+def test_how_a_critics_advantages_are_found_is_in_the_digest() -> None:
+    critic = tiny(**CRITIC)
+    returns = tiny(training={"algorithm": "ppo", "advantages": "returns"})
+    assert len({critic.digest, returns.digest, tiny().digest}) == 3
+
+
 def test_the_digest_leaves_out_the_name_and_the_simulation_only() -> None:
     plan = tiny()
     other = dataclasses.replace(plan, name="other").replace(
@@ -538,7 +628,9 @@ def test_the_digest_leaves_out_the_name_and_the_simulation_only() -> None:
 
 def test_the_list_of_digest_tests_forgets_no_field() -> None:
     tested = {section: set(keys) for section, keys in CHANGED.items()}
-    tested["training"] |= {"local_steps", "algorithm", "truncation"}  # one choice; gamma < 1
+    for _, section, key, _ in ELSEWHERE:
+        tested[section].add(key)
+    tested["training"] |= {"advantages"}  # comes with or without a critic: a test of its own
     tested["privacy"] |= {"unit", "max_trajectories_per_unit", "max_rounds_per_unit"}
     tested["privacy"] |= {"correlation_bands"}  # central noise only
     tested["encoding"] |= {"lane_bits"}  # needs 64-bit words
@@ -560,8 +652,6 @@ def test_the_list_of_digest_tests_forgets_no_field() -> None:
     bands = (None, 2, 3)
     mixed = {correlated(privacy={"correlation_bands": count}).digest for count in bands}
     assert len(mixed) == 3
-    discounted = tiny().replace("training", gamma=0.5)
-    assert discounted.replace("training", truncation="continue").digest != discounted.digest
     widths = (None, *range(MIN_LANE_BITS, MAX_LANE_BITS + 1))
     packed = {tiny(encoding={"ring_bits": 64, "lane_bits": bits}).digest for bits in widths}
     assert len(packed) == len(widths)
@@ -571,8 +661,8 @@ def test_the_digest_never_changes_between_releases_by_accident() -> None:
     assert tiny().digest.hex().startswith(DIGEST_OF_TINY)
 
 
-# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/3" with it
-DIGEST_OF_TINY = "45919b2bbc8c31e5"
+# a change of this value breaks every deployed registry of digests: bump "pfrl-plan/4" with it
+DIGEST_OF_TINY = "c99fc03e0dcc9473"
 
 
 # --- the promise -------------------------------------------------------------------------------

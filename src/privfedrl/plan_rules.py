@@ -55,6 +55,7 @@ def _fleet_rules(plan: Plan) -> list[str]:
         *number("fleet.trajectories", fleet.trajectories, low=1, high=1_000_000),
         *number("fleet.horizon", fleet.horizon, low=1, high=1_000_000),
         *number("fleet.level", fleet.level, low=0.0, high=1.0),
+        *number("fleet.action_repeat", fleet.action_repeat, low=1, high=64),
     ]
 
 

@@ -51,6 +51,7 @@ def _value_rules(plan: Plan) -> list[str]:
         *number("training.entropy_weight", training.entropy_weight, low=0.0, high=1e3),
         *number("training.guidance_weight", training.guidance_weight, low=0.0, high=1e3),
         *number("training.value_scale", training.value_scale, low=1e-9, high=1e9),
+        *number("training.advantage_scale", training.advantage_scale, low=1e-9, high=1e9),
         *number("training.clip_range", training.clip_range, low=1e-3, high=1e3),
         *number("training.local_steps", training.local_steps, low=1, high=10_000),
         *number("training.epochs", training.epochs, low=1, high=1_000),
@@ -64,9 +65,22 @@ def _value_rules(plan: Plan) -> list[str]:
             open_low=True,
         ),
     ]
+    problems += number("training.step_cost", training.step_cost, low=-1e9, high=1e9)
+    problems += _reward_bounds(plan)
     for field in unit_interval:
         problems += number(name + field, getattr(training, field), low=0.0, high=1.0)
     return problems + _learner_values(plan)
+
+
+def _reward_bounds(plan: Plan) -> list[str]:
+    low, high = plan.training.reward_low, plan.training.reward_high
+    problems = []
+    for name, value in (("reward_low", low), ("reward_high", high)):
+        if value is not None:
+            problems += number(f"training.{name}", value, low=-1e9, high=1e9)
+    if low is not None and high is not None and not low < high:
+        problems.append(f"training.reward_low must be < reward_high, got {low!r} and {high!r}")
+    return problems
 
 
 def _learner_values(plan: Plan) -> list[str]:
@@ -88,11 +102,18 @@ def _learner_values(plan: Plan) -> list[str]:
 def _algorithm_rules(plan: Plan) -> list[str]:
     training = plan.training
     traits = ALGORITHM_TRAITS[training.algorithm]
+    returns = training.advantages == "returns"
     problems = []
-    if training.truncation not in traits.truncations:
+    if returns and (training.algorithm != "ppo" or plan.privacy.unit == "agent"):
         problems.append(
-            f"training.truncation must be one of {', '.join(traits.truncations)} for algorithm "
-            f"{training.algorithm!r}, got {training.truncation!r}"
+            "training.advantages = 'returns' is for algorithm 'ppo' with unit 'trajectory' or "
+            f"'person', got it with {training.algorithm!r} and {plan.privacy.unit!r}; leave it out"
+        )
+    allowed = ALGORITHM_TRAITS["reinforce"].truncations if returns else traits.truncations
+    if training.truncation not in allowed:
+        problems.append(
+            f"training.truncation must be one of {', '.join(allowed)} for algorithm "
+            f"{training.algorithm!r}{' without a critic' * returns}, got {training.truncation!r}"
         )
     if training.truncation == "continue" and training.gamma >= 1.0:
         problems.append(
@@ -133,27 +154,28 @@ def _dqn_rules(plan: Plan) -> list[str]:
 
 def _critic_rules(plan: Plan) -> list[str]:
     policy, training, agent = plan.policy, plan.training, plan.privacy.unit == "agent"
-    wanted = ALGORITHM_TRAITS[training.algorithm].critic
+    wanted = ALGORITHM_TRAITS[training.algorithm].critic and training.advantages == "gae"
     problems = []
     for index, width in enumerate(policy.critic_hidden or ()):
         problems += number(f"policy.critic_hidden[{index}]", width, low=1, high=65_536)
     hidden = None if training.learner is None else training.learner.private_critic
     if not wanted and policy.critic_hidden is not None:
         problems.append(
-            f"policy.critic_hidden must be absent for algorithm {training.algorithm!r}, which has "
-            f"no critic, got {list(policy.critic_hidden)}"
+            f"policy.critic_hidden must be absent for algorithm {training.algorithm!r}"
+            f"{_without(plan)}, which has no critic, got {list(policy.critic_hidden)}"
         )
     if not wanted and hidden is not None:
         problems.append(
             f"training.learner.private_critic must be absent for algorithm "
-            f"{training.algorithm!r}, which has no critic, got {list(hidden)}"
+            f"{training.algorithm!r}{_without(plan)}, which has no critic, got {list(hidden)}"
         )
     if wanted and policy.critic_hidden is None and not agent:
         problems.append(
             f"policy.critic_hidden must be given for algorithm {training.algorithm!r} and unit "
             f"{plan.privacy.unit!r}: a critic that is trained without noise on the same "
             "trajectories would carry them into every later release; published with the policy it "
-            "is noised in the same step (or use 'reinforce', or unit 'agent')"
+            "is noised in the same step (or use 'reinforce', 'ppo' with training.advantages = "
+            "'returns', or unit 'agent')"
         )
     if wanted and agent and (policy.critic_hidden is None) == (hidden is None):
         problems.append(
@@ -162,6 +184,10 @@ def _critic_rules(plan: Plan) -> list[str]:
             f"agent), got {'neither' if hidden is None else 'both'}"
         )
     return problems + _critic_clip_rules(plan)
+
+
+def _without(plan: Plan) -> str:
+    return " with advantages 'returns'" if plan.training.advantages == "returns" else ""
 
 
 def _critic_clip_rules(plan: Plan) -> list[str]:
@@ -248,6 +274,25 @@ def _bounds_rules(plan: Plan) -> list[str]:
     return []
 
 
+def _recurrent_rules(plan: Plan) -> list[str]:
+    units = plan.policy.recurrent
+    problems = number("policy.recurrent", units, low=0, high=65_536)
+    if problems or not units:
+        return problems
+    if plan.training.algorithm == "dqn":
+        problems.append(
+            "policy.recurrent must be 0 for algorithm 'dqn', which replays single transitions "
+            f"without what came before them, got {units}; use 'reinforce', 'a2c' or 'ppo'"
+        )
+    elif plan.privacy.unit == "agent" and plan.training.algorithm != "reinforce":
+        problems.append(
+            f"policy.recurrent must be 0 for algorithm {plan.training.algorithm!r} with unit "
+            "'agent', whose minibatches tear trajectories apart, got "
+            f"{units}; use unit 'trajectory' or 'person', or 'reinforce'"
+        )
+    return problems
+
+
 def _variation_rules(plan: Plan) -> list[str]:
     varies = plan.fleet.varies
     if set(varies) <= set(VARIATIONS) and len(set(varies)) == len(varies) and varies:
@@ -263,5 +308,6 @@ TRAINING_RULES = (
     _critic_rules,
     _unit_rules,
     _bounds_rules,
+    _recurrent_rules,
     _variation_rules,
 )

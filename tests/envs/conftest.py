@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ class Misbehaving(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.time = 0
+        if self.fault == "spaces change later":
+            self.observe = lambda when: np.zeros(2 if when == "reset" else 3)
         if self.fault == "reset raises":
             raise ValueError(SECRET)
         if self.fault == "spaces change":
@@ -49,6 +53,8 @@ class Misbehaving(gymnasium.Env):
         assert self.action_space.contains(action)
         self.actions.append(action)
         self.time += 1
+        if self.fault == "step exits":
+            sys.exit(SECRET)
         if self.fault == "step raises":
             raise ZeroDivisionError(SECRET)
         if self.fault == "step returns four":

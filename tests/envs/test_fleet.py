@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from privfedrl.envs import EnvSpec, heterogeneous, nominal
+from privfedrl.envs import VARIES, EnvSpec, heterogeneous, nominal
 from privfedrl.envs.spec import FAMILIES
 from privfedrl.errors import ConfigurationError
 
@@ -73,8 +73,8 @@ def test_the_seed_deals_the_same_values_to_other_agents():
 
 
 def test_a_family_without_a_table_has_level_zero_only():
-    with pytest.raises(ConfigurationError, match="CartPole-v1, LunarLander-v3"):
-        heterogeneous("Acrobot-v1", level=0.1, agents=2, seed=0)
+    with pytest.raises(ConfigurationError, match="CartPole-v1, HalfCheetah-v5"):
+        heterogeneous("MountainCar-v0", level=0.1, agents=2, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,78 @@ def test_arguments_out_of_range_are_refused(change):
     arguments = {"level": 0.5, "agents": 3, "seed": 0} | change
     with pytest.raises(ConfigurationError, match=next(iter(change))):
         heterogeneous("CartPole-v1", **arguments)
+
+
+PINNED = [
+    '{"horizon": null, "id": "CartPole-v1", "params": {"gravity": 8.33, "length": 0.75}}',
+    '{"horizon": null, "id": "CartPole-v1", "params": {"length": 0.25}}',
+    '{"horizon": null, "id": "CartPole-v1", "params": {"gravity": 11.270000000000001}}',
+]
+OTHERS = ("rewards", "initial-states", "observations", "actions")
+
+
+def test_what_varies_besides_the_physics_spreads_evenly_and_leaves_the_physics_alone():
+    bare = heterogeneous("CartPole-v1", level=0.8, agents=5, seed=4)
+    fleet = heterogeneous("CartPole-v1", level=0.8, agents=5, seed=4, varies=("physics", *OTHERS))
+    assert [spec.params for spec in fleet] == [spec.params for spec in bare]
+    for name, values in (
+        ("reward_scale", [0.6, 0.8, 1.0, 1.2, 1.4]),
+        ("initial_noise", [0.0, 0.02, 0.04, 0.06, 0.08]),
+        ("observation_noise", [0.0, 0.01, 0.02, 0.03, 0.04]),
+        ("action_delay", [0, 0, 1, 2, 2]),
+    ):
+        found = sorted(getattr(spec, name) for spec in fleet)
+        np.testing.assert_allclose(found, values, atol=1e-12)
+        assert type(found[0]) is type(values[0])
+    assert [
+        spec.params
+        for spec in heterogeneous("CartPole-v1", level=0.8, agents=5, seed=4, varies=OTHERS)
+    ] == [()] * 5
+
+
+def test_perturbations_are_dealt_independently():
+    fleet = heterogeneous("CartPole-v1", level=1, agents=30, seed=0, varies=VARIES)
+    columns = [
+        np.argsort([getattr(spec, name) for spec in fleet])
+        for name in ("reward_scale", "initial_noise", "observation_noise")
+    ]
+    columns.append(np.argsort(column(fleet, "length")))
+    for k, left in enumerate(columns):
+        for right in columns[:k]:
+            assert (left != right).any()
+
+
+@pytest.mark.parametrize("varies", [(one,) for one in VARIES] + [VARIES])
+def test_level_zero_is_nominal_whatever_varies(varies):
+    assert (
+        heterogeneous("Hopper-v5", level=0, agents=3, seed=0, varies=varies)
+        == (nominal("Hopper-v5"),) * 3
+    )
+
+
+def test_the_longest_delay_is_three_steps_times_the_level():
+    for level, most in ((0.1, 0), (0.34, 1), (0.5, 2), (1.0, 3)):
+        fleet = heterogeneous("LunarLander-v3", level=level, agents=7, seed=0, varies=("actions",))
+        assert {spec.action_delay for spec in fleet} == set(range(most + 1))
+
+
+def test_any_id_can_vary_what_needs_no_knowledge_of_its_state():
+    fleet = heterogeneous(
+        "MountainCar-v0", level=1, agents=3, seed=0, varies=("rewards", "observations", "actions")
+    )
+    assert len(set(fleet)) == 3
+    for family in ("MountainCar-v0", "LunarLander-v3"):
+        with pytest.raises(ConfigurationError, match=f"initial-states for {family}"):
+            heterogeneous(family, level=0.5, agents=3, seed=0, varies=("initial-states",))
+
+
+@pytest.mark.parametrize("varies", [(), ("weather",), ("physics", "physics"), "physics", None])
+def test_an_unknown_or_repeated_thing_to_vary_is_refused(varies):
+    with pytest.raises(ConfigurationError, match="varies"):
+        heterogeneous("CartPole-v1", level=0.5, agents=3, seed=0, varies=varies)
+
+
+def test_the_fleets_of_shipped_plans_are_what_they_were():
+    """Pinned before other things could vary: the runs of published plans depend on these values."""
+    fleet = heterogeneous("CartPole-v1", level=0.5, agents=3, seed=1)
+    assert [spec.to_json() for spec in fleet] == PINNED

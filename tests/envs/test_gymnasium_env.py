@@ -29,7 +29,9 @@ def run(env_id, steps=3):
         "constructor",
         "reset raises",
         "spaces change",
+        "spaces change later",
         "step raises",
+        "step exits",
         "step returns four",
         "NaN reward",
         "text reward",
@@ -62,7 +64,7 @@ def test_a_sound_environment_passes_and_rows_step_only_while_they_run(misbehavin
 
 def test_rows_follow_scalar_gymnasium_with_the_drawn_seeds():
     spec = EnvSpec("Acrobot-v1", horizon=7)
-    env = make_vector_env(spec, 3)
+    env = GymnasiumEnv(spec, 3)
     found = env.reset(np.random.default_rng(4)).copy()
     seeds = np.random.default_rng(4).integers(2**31, size=3)
     scalars = [gymnasium.make("Acrobot-v1", max_episode_steps=7) for _ in range(3)]
@@ -102,7 +104,7 @@ def test_lunar_lander_gets_its_gravity_and_wind():
 
 
 def test_continuous_actions_are_clipped_to_the_public_bounds():
-    loose, tight = (make_vector_env(EnvSpec("Pendulum-v1"), 1) for _ in range(2))
+    loose, tight = (GymnasiumEnv(EnvSpec("Pendulum-v1"), 1) for _ in range(2))
     assert (loose.action_kind, loose.action_size, loose.num_actions) == ("continuous", 1, 0)
     assert (loose.action_low.tolist(), loose.action_high.tolist()) == ([-2.0], [2.0])
     loose.reset(np.random.default_rng(0))
@@ -116,13 +118,12 @@ def test_continuous_actions_are_clipped_to_the_public_bounds():
 
 def test_pendulum_gets_its_parameters():
     spec = EnvSpec("Pendulum-v1", params=(("g", 5.0), ("m", 2.0), ("l", 0.5)))
-    raw = make_vector_env(spec, 1)._envs[0].unwrapped
+    raw = GymnasiumEnv(spec, 1)._envs[0].unwrapped
     assert (raw.g, raw.m, raw.l) == (5.0, 2.0, 0.5)
 
 
 def test_select_keeps_the_chosen_rows_until_the_next_reset():
-    env = make_vector_env(EnvSpec("Acrobot-v1"), 4)
-    other = make_vector_env(EnvSpec("Acrobot-v1"), 4)
+    env, other = (GymnasiumEnv(EnvSpec("Acrobot-v1"), 4) for _ in range(2))
     env.reset(np.random.default_rng(0))
     other.reset(np.random.default_rng(0))
     env.select(np.array([1, 3]))
@@ -189,7 +190,7 @@ def test_a_block_needs_at_least_one_row(count):
 def test_missing_gymnasium_prints_the_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(MissingExtraError, match=r"privfedrl\[rl\]"):
-        make_vector_env(EnvSpec("Acrobot-v1"), 1)
+        make_vector_env(EnvSpec("MountainCar-v0"), 1)
 
 
 def test_a_missing_dependency_of_an_environment_prints_the_install_line(register):
@@ -201,7 +202,16 @@ def test_a_missing_dependency_of_an_environment_prints_the_install_line(register
 
 
 @pytest.mark.parametrize(
-    "fault", ["reset raises", "step raises", "NaN reward", "step observation NaN", "spaces change"]
+    "fault",
+    [
+        "reset raises",
+        "step raises",
+        "step exits",
+        "NaN reward",
+        "step observation NaN",
+        "spaces change",
+        "spaces change later",
+    ],
 )
 def test_one_failing_row_is_absent_and_leaves_every_bit_of_the_others(misbehaving, fault):
     """Otherwise one trajectory would decide about the others, and clipping would bound nothing."""
@@ -225,3 +235,52 @@ def test_one_failing_row_is_absent_and_leaves_every_bit_of_the_others(misbehavin
 
 def test_an_environment_that_fails_to_close_loses_nothing(misbehaving):
     run(misbehaving("close raises"))
+
+
+def test_the_registrys_time_limit_holds_and_wrappers_of_the_environment_stay(register):
+    import gymnasium.wrappers as wrappers
+
+    def wrapped():
+        inner = gymnasium.make("MountainCar-v0", max_episode_steps=50)
+        return wrappers.TransformReward(inner, lambda reward: reward * 3)
+
+    name = register(wrapped)
+    for env_id, limit, reward in (("MountainCar-v0", 200, -1.0), (name, 50, -3.0)):
+        env = GymnasiumEnv(EnvSpec(env_id), 2)
+        env.reset(np.random.default_rng(0))
+        for step in range(1, limit + 1):
+            _, rewards, terminated, truncated = env.step(np.ones(2, dtype=np.int64))
+            assert rewards.tolist() == [reward, reward]
+            assert not terminated.any()
+            assert truncated.tolist() == [step == limit] * 2
+        short = GymnasiumEnv(EnvSpec(env_id, horizon=3), 1)
+        short.reset(np.random.default_rng(0))
+        assert [bool(short.step(np.ones(1, dtype=np.int64))[3][0]) for _ in range(3)] == [
+            False,
+            False,
+            True,
+        ]
+
+
+def test_rows_that_ended_before_a_select_are_not_stepped_after_it(misbehaving):
+    env = GymnasiumEnv(EnvSpec(misbehaving("")), 3)
+    env.reset(np.random.default_rng(0))
+    for _ in range(3):
+        env.step(np.zeros(3, dtype=np.int64))
+    env.select(np.array([0, 2]))
+    *_, terminated, _ = env.step(np.zeros(2, dtype=np.int64))
+    assert terminated.all()
+    assert [len(inner.unwrapped.actions) for inner in env._envs] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("fault", ["step observation NaN", "step observation huge", "NaN reward"])
+def test_a_failed_row_shows_what_it_showed_last(misbehaving, fault):
+    env = GymnasiumEnv(EnvSpec(misbehaving("")), 2)
+    before = env.reset(np.random.default_rng(0)).copy()
+    env._envs[1].unwrapped.fault = fault
+    for _ in range(2):
+        observations, rewards, _, truncated = env.step(np.zeros(2, dtype=np.int64))
+        np.testing.assert_array_equal(observations[1], before[1])
+        assert rewards[1] == 0.0
+        assert truncated.tolist() == [False, True]
+    assert list(env.failures) == [1]

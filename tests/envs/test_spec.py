@@ -46,7 +46,7 @@ def test_unknown_or_repeated_parameters_are_refused():
     with pytest.raises(ConfigurationError, match="known parameters: force_mag, gravity"):
         EnvSpec("CartPole-v1", params=(("friction", 1.0),))
     with pytest.raises(ConfigurationError, match="known parameters: none"):
-        EnvSpec("Acrobot-v1", params=(("gravity", 1.0),))
+        EnvSpec("MountainCar-v0", params=(("gravity", 1.0),))
     with pytest.raises(ConfigurationError, match="once"):
         EnvSpec("CartPole-v1", params=(("length", 0.6), ("length", 0.7)))
 
@@ -69,10 +69,55 @@ def test_an_empty_id_is_refused(env_id):
         EnvSpec("CartPole-v1"),
         EnvSpec("CartPole-v1", params=(("length", 0.1 + 0.2), ("tau", 0.03)), horizon=77),
         EnvSpec("Acrobot-v1", horizon=5),
+        EnvSpec("MountainCar-v0", observation_noise=0.1, action_delay=2),
+        EnvSpec("Hopper-v5", initial_noise=0.05, reward_scale=0.5, reward_offset=-1),
     ],
 )
 def test_json_round_trip_gives_an_equal_spec(spec):
-    assert EnvSpec.from_json(spec.to_json()) == spec
+    again = EnvSpec.from_json(spec.to_json())
+    assert again == spec
+    assert hash(again) == hash(spec)
+
+
+def test_json_of_a_spec_without_perturbations_names_none():
+    assert (
+        EnvSpec("CartPole-v1").to_json() == '{"horizon": null, "id": "CartPole-v1", "params": {}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reward_scale": 0.5},
+        {"reward_offset": 0.5},
+        {"initial_noise": 0.05},
+        {"observation_noise": 0.5},
+        {"action_delay": 1},
+    ],
+)
+def test_a_perturbation_makes_another_spec_and_its_absence_does_not(change):
+    bare = EnvSpec("CartPole-v1")
+    assert EnvSpec("CartPole-v1", **change) != bare
+    (name,) = change
+    absent = 1.0 if name == "reward_scale" else 0 if name == "action_delay" else -0.0
+    assert EnvSpec("CartPole-v1", **{name: absent}) == bare
+    assert EnvSpec("CartPole-v1", **{name: absent}).to_json() == bare.to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("reward_scale", [0.0, -1.0, 101.0, math.nan, True, "1"]),
+        ("reward_offset", [-101.0, math.inf, None]),
+        ("initial_noise", [-0.1, 0.16, math.nan, "0"]),
+        ("observation_noise", [-0.1, 10.1, math.inf, False]),
+        ("action_delay", [-1, 33, 1.0, True, None, 10**400]),
+    ],
+)
+def test_a_perturbation_out_of_range_is_refused_by_name(name, values):
+    for value in values:
+        with pytest.raises(ConfigurationError, match=name):
+            EnvSpec("CartPole-v1", **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +129,9 @@ def test_json_round_trip_gives_an_equal_spec(spec):
         '{"id": "CartPole-v1", "params": [], "horizon": null}',
         '{"id": "CartPole-v1", "params": {}, "horizon": null, "more": 1}',
         '{"id": "CartPole-v1", "params": {"length": NaN}, "horizon": null}',
+        '{"id": "CartPole-v1", "params": {}, "horizon": null, "action_delay": "1"}',
+        '{"id": "CartPole-v1", "params": {}, "horizon": null, "_": 1}',
+        "[" * 100000,
     ],
 )
 def test_json_of_another_form_is_refused(text):

@@ -100,10 +100,8 @@ def test_training_sees_the_public_horizon_however_long_the_trajectories_are(
     seen: list[tuple[int, ...]] = []
 
     class Watched(LocalTrainer):
-        def local_update(
-            self, parameters: np.ndarray, batch: TrajectoryBatch, **options: Any
-        ) -> LocalUpdate:
-            seen.append(batch.observations.shape[:2])
+        def local_update(self, parameters: np.ndarray, batch: Any, **options: Any) -> LocalUpdate:
+            seen.extend(one.observations.shape[:2] for one in batch)
             return super().local_update(parameters, batch, **options)
 
     contribute(

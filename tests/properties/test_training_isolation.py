@@ -1,12 +1,14 @@
 """One unit moves the clipped sum by at most the clip norm, whatever its trajectories contain.
 
 The checks are run on sound rows, which must pass, and on well-known unsound variants, which must
-fail: so the checks can fail. Unit TRAJECTORY first, then unit PERSON.
+fail: so the checks can fail. Unit TRAJECTORY first, then unit PERSON, both with REINFORCE; then
+every algorithm, on the integers that are summed.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,19 +16,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from privfedrl.encoding import FixedPoint
+from privfedrl.primitives.random import DeterministicEntropy
+from privfedrl.privacy.units import Adjacency, Unit
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
+from privfedrl.training import algorithms
+from privfedrl.training.algorithms import ALGORITHMS, Models, Objective
 from privfedrl.training.clip_groups import total_clip
 from privfedrl.training.local_update import clip_rows, row_norms
 from privfedrl.training.metric_coordinates import ClipQuantile, row_groups
 from privfedrl.training.networks import TorchMlp
-from privfedrl.training.algorithms import Models, Objective
 from privfedrl.training.private_step import ReturnRelease, private_rows
 from privfedrl.training.reinforce import Truncation, trajectory_weights
 from privfedrl.training.subjects import Grouping, grouped
 from privfedrl.training.trajectory_gradients import fused
 
 CLIP, HORIZON = 0.5, 8
+ARRAYS = ("observations", "actions", "rewards", "mask", "terminated", "truncated")
 NONSENSE = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-40]
 
 
@@ -71,16 +78,15 @@ def sound(batch: TrajectoryBatch, dtype: torch.dtype = torch.float64, **options)
     return private_rows(models, batch, objective, clip_norm=CLIP, **options).rows
 
 
-def without(batch: TrajectoryBatch, index: int) -> TrajectoryBatch:
-    """The same batch with trajectory ``index`` absent; the public shape stays."""
+def without(batch: TrajectoryBatch, rows: int | list[int]) -> TrajectoryBatch:
+    """The same batch with trajectories ``rows`` absent; the public shape stays."""
     mask = batch.mask.copy()
-    mask[index] = False
+    mask[rows] = False
     return replace(batch, mask=mask)
 
 
 def alone(batch: TrajectoryBatch, index: int) -> TrajectoryBatch:
-    fields = ("observations", "actions", "rewards", "mask", "terminated", "truncated")
-    return replace(batch, **{name: getattr(batch, name)[index : index + 1] for name in fields})
+    return replace(batch, **{name: getattr(batch, name)[index : index + 1] for name in ARRAYS})
 
 
 def is_isolated(rows_of, batch: TrajectoryBatch) -> bool:
@@ -250,9 +256,7 @@ def clip_in_order_of_data(batch: TrajectoryBatch) -> np.ndarray:
 
 def without_person(batch: TrajectoryBatch, subject: str) -> TrajectoryBatch:
     """The same batch with everything that ``subject`` did absent; names and shape stay."""
-    mask = batch.mask.copy()
-    mask[[name == subject for name in batch.subjects]] = False
-    return replace(batch, mask=mask)
+    return without(batch, [k for k, name in enumerate(batch.subjects) if name == subject])
 
 
 def is_isolated_by_person(rows_of, batch: TrajectoryBatch, bound: float) -> bool:
@@ -346,3 +350,206 @@ def test_giving_the_place_of_an_absent_person_to_another_fails_the_person_check(
     batch = telling_persons("aabcd", [1, 1, 1, 1, -1])  # d would move up, and pulls the other way
     assert is_isolated_by_person(lambda b: sound(b, grouping=grouping_of(b)), batch, CLIP)
     assert not is_isolated_by_person(clip_in_order_of_data, batch, CLIP)
+
+
+# --- every algorithm -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One algorithm in one of the ways in which a release uses it."""
+
+    objective: Objective
+    action: str = "categorical"
+    critic: tuple[int, ...] | None = None
+    behaviour: bool = False
+    target: bool = False
+    options: dict = field(default_factory=dict)
+
+    def network(self, seed: int) -> TorchMlp:
+        shape = MlpPolicy(
+            observation_size=3,
+            hidden=(5,),
+            action=self.action,
+            action_size=2,
+            critic_hidden=self.critic,
+        )
+        vector = np.random.default_rng(seed).normal(size=shape.num_parameters) * 0.5
+        return TorchMlp(shape, vector)
+
+    def rows(self, batch: TrajectoryBatch, person: bool) -> np.ndarray:
+        grouping = grouping_of(batch) if person else None
+        models = Models(
+            self.network(0),
+            self.network(1) if self.behaviour else None,
+            self.network(2) if self.target else None,
+        )
+        critic = None if self.critic is None else {"critic_clip_norm": 0.2}
+        options = METRICS | self.options | (critic or {})
+        return private_rows(
+            models, batch, self.objective, clip_norm=CLIP, grouping=grouping, **options
+        ).rows
+
+
+def objective(algorithm: str, **changes) -> Objective:
+    return Objective(algorithm=algorithm, **({"gamma": 0.97, "gae_lambda": 0.9} | changes))
+
+
+BOOTSTRAP, LATER = Truncation.BOOTSTRAP, {"guidance_weight": 0.5, "clip_range": 0.05}
+METRICS = {"return_release": RELEASE, "clip_quantile": QUANTILE}
+ARMS = {
+    "reinforce": Arm(objective("reinforce", entropy_weight=0.01)),
+    "reinforce, gaussian": Arm(
+        objective("reinforce", truncation=Truncation.CONTINUE), action="gaussian"
+    ),
+    "a2c": Arm(objective("a2c", truncation=BOOTSTRAP, entropy_weight=0.1), critic=(4,)),
+    "a2c, gaussian": Arm(objective("a2c", value_scale=10.0), action="gaussian", critic=()),
+    "ppo": Arm(objective("ppo", truncation=BOOTSTRAP), critic=(4,), options={"current_clip": 0.1}),
+    "ppo, later epoch": Arm(objective("ppo", **LATER), critic=(4,), behaviour=True),
+    "ppo, later epoch, gaussian": Arm(
+        objective("ppo", truncation=BOOTSTRAP, **LATER),
+        action="gaussian",
+        critic=(4,),
+        behaviour=True,
+    ),
+    "dqn": Arm(objective("dqn"), action="q-values", target=True),
+    "dqn, not double": Arm(
+        objective("dqn", double=False, truncation=BOOTSTRAP, value_scale=0.1), action="q-values"
+    ),
+}
+UNITS = {"trajectory": False, "person": True}
+# 9 arms and 2 units share what one property may cost
+EXAMPLES = max(settings.default.max_examples // 10, 1)
+
+
+@st.composite
+def arm_batches(draw, arm: Arm) -> TrajectoryBatch:
+    """Hostile rewards and observations, and actions that nobody could have taken."""
+    batch = draw(batches("gaussian" if arm.action == "gaussian" else "categorical"))
+    actions = batch.actions.copy()
+    bad = [np.nan, np.inf, 1e30] if arm.action == "gaussian" else [-1, 2, 2**62]
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, actions.size - 1))
+        actions.flat[place] = draw(st.sampled_from(bad))
+    names = draw(st.lists(st.sampled_from("abcde"), min_size=len(actions), max_size=len(actions)))
+    return replace(batch, actions=actions, subjects=tuple(names))
+
+
+def codec(arm: Arm, width: int) -> FixedPoint:
+    policy = arm.network(0).policy
+    critic = (policy.num_parameters - policy.actor_parameters, 0.2)
+    groups = row_groups(policy.actor_parameters, clip_norm=CLIP, critic=critic, **METRICS)
+    return FixedPoint(
+        ring_bits=64,
+        dimension=width,
+        resolution=1024,
+        clip_norm=total_clip(groups),
+        max_units=64,
+        noise_variance=0,
+    )
+
+
+def integer_sum(encoder: FixedPoint, rows: np.ndarray) -> np.ndarray:
+    """The integers of all rows; equal rows in equal places are rounded by equal random numbers."""
+    total = np.zeros(encoder.padded, dtype=np.int64)
+    for index, row in enumerate(rows):
+        entropy = DeterministicEntropy(index.to_bytes(2, "big") + row.tobytes())
+        total += encoder.encode_units(row[None], rotation_seed=bytes(32), entropy=entropy)
+    return total
+
+
+def trajectories_of_unit(batch: TrajectoryBatch, person: bool, index: int) -> list[int]:
+    """All trajectories of the unit that has trajectory ``index``."""
+    same = [name == batch.subjects[index] for name in batch.subjects]
+    return [int(k) for k in np.flatnonzero(same)] if person else [index]
+
+
+def rows_of_unit(batch: TrajectoryBatch, person: bool, mine: list[int]) -> np.ndarray:
+    """bool [rows of the update], those that its trajectories go to."""
+    count = PERSONS if person else batch.num_trajectories
+    return np.isin(np.arange(count), grouping_of(batch).rows[mine] if person else mine)
+
+
+def replaced(batch: TrajectoryBatch, rows: list[int], donor: TrajectoryBatch) -> TrajectoryBatch:
+    """``rows`` with what the first trajectory of ``donor`` holds; the names stay."""
+    changed = {name: getattr(batch, name).copy() for name in ARRAYS}
+    for name, array in changed.items():
+        array[rows] = getattr(donor, name)[0]
+    return replace(batch, **changed)
+
+
+def is_isolated_in_integers(rows_of, encoder, worlds, own, unit, adjacency) -> bool:
+    """No bit of another row moves, and the integer sum by no more than is declared."""
+    before, after = (rows_of(world) for world in worlds)
+    if before[~own].tobytes() != after[~own].tobytes():
+        return False
+    moved = integer_sum(encoder, before) - integer_sum(encoder, after)
+    bound = encoder.sensitivity(unit).for_adjacency(adjacency)
+    return bool((moved * moved).sum() <= bound.l2_squared and np.abs(moved).sum() <= bound.l1)
+
+
+def test_every_algorithm_has_an_arm():
+    assert {arm.objective.algorithm for arm in ARMS.values()} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("name", ARMS)
+@settings(max_examples=EXAMPLES)
+@given(data=st.data())
+def test_a_unit_that_is_absent_or_another_moves_the_integers_by_what_is_declared(name, unit, data):
+    arm, person = ARMS[name], UNITS[unit]
+    batch = data.draw(arm_batches(arm))
+    index = data.draw(st.integers(0, batch.num_trajectories - 1))
+    mine = trajectories_of_unit(batch, person, index)
+    own = rows_of_unit(batch, person, mine)
+    kind = Unit.PERSON if person else Unit.TRAJECTORY
+
+    encoder = codec(arm, arm.rows(batch, person).shape[1])
+    rows_of = partial(arm.rows, person=person)
+    gone = without(batch, mine)
+    other = replaced(batch, mine, data.draw(arm_batches(arm)))
+    remove, swap = Adjacency.ADD_REMOVE, Adjacency.REPLACE_ONE
+    assert is_isolated_in_integers(rows_of, encoder, (batch, gone), own, kind, remove)
+    assert is_isolated_in_integers(rows_of, encoder, (batch, other), own, kind, swap)
+    assert not rows_of(gone)[own].any()
+
+
+@pytest.mark.parametrize("name", ARMS)
+@settings(max_examples=EXAMPLES)
+@given(data=st.data())
+def test_an_impossible_action_zeroes_the_policys_part_of_its_own_row(name, data):
+    arm = ARMS[name]
+    kind = "gaussian" if arm.action == "gaussian" else "categorical"
+    batch = data.draw(batches(kind, nonsense=False).filter(lambda b: b.mask.any()))
+    row, step = data.draw(st.sampled_from(np.argwhere(batch.mask).tolist()))
+    actions = batch.actions.copy()
+    actions[row, step] = np.nan if kind == "gaussian" else -1
+    before, after = arm.rows(batch, False), arm.rows(replace(batch, actions=actions), False)
+    spoilt = np.arange(len(before)) == row
+    assert before[~spoilt].tobytes() == after[~spoilt].tobytes()
+    assert not after[spoilt, : arm.network(0).policy.actor_parameters].any()
+
+
+@pytest.mark.parametrize("name", ["a2c", "ppo, later epoch"])
+def test_advantages_normalised_over_the_batch_fail_the_check_on_integers(name, monkeypatch):
+    arm, batch = ARMS[name], replace(telling_batch(), subjects=tuple("abcdefghijklmnop"))
+    exact = algorithms.generalised_advantages
+    own = np.arange(16) == 0
+
+    def isolated() -> bool:
+        return is_isolated_in_integers(
+            partial(arm.rows, person=False),
+            codec(arm, arm.rows(batch, False).shape[1]),
+            (batch, without(batch, 0)),
+            own,
+            Unit.TRAJECTORY,
+            Adjacency.ADD_REMOVE,
+        )
+
+    def normalised(*args, **kwargs):
+        advantages, known = exact(*args, **kwargs)
+        return (advantages - advantages[known].mean()) / advantages[known].std(), known
+
+    assert isolated()
+    monkeypatch.setattr(algorithms, "generalised_advantages", normalised)
+    assert not isolated()

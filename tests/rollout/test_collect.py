@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from privfedrl.envs import EnvSpec, VectorCartPole, heterogeneous, make_vector_env
+from privfedrl.envs import (
+    EnvSpec,
+    VectorCartPole,
+    fits_one_block,
+    heterogeneous,
+    make_vector_env,
+)
 from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.rollout.collect import collect, collect_fleet
 from privfedrl.rollout.policies import MlpPolicy
@@ -116,16 +124,18 @@ def test_another_agents_environment_changes_nothing(cartpole_policy, balancing_p
     assert one[1].returns.tolist() != two[1].returns.tolist()
 
 
-def test_agents_of_other_families_are_rolled_one_by_one(acrobot_policy):
-    parameters = acrobot_policy.initial_parameters(np.random.default_rng(0))
-    fleet = [EnvSpec("Acrobot-v1", horizon=limit) for limit in (20, 40)]
+def test_agents_of_other_families_are_rolled_one_by_one():
+    policy = MlpPolicy(observation_size=2, hidden=(8,), action="categorical", action_size=3)
+    parameters = policy.initial_parameters(np.random.default_rng(0))
+    fleet = [EnvSpec("MountainCar-v0", horizon=limit) for limit in (20, 40)]
+    assert not fits_one_block(fleet)
     rngs = [np.random.default_rng(k) for k in range(2)]
-    batches = collect_fleet(acrobot_policy, parameters, fleet, 2, horizon=35, rngs=rngs)
+    batches = collect_fleet(policy, parameters, fleet, 2, horizon=35, rngs=rngs)
     assert [batch.mask.shape for batch in batches] == [(2, 20), (2, 35)]
     assert all(batch.truncated.all() for batch in batches)
     env = make_vector_env(fleet[1], 2)
     rng = np.random.default_rng(1)
-    assert_same(batches[1], collect(acrobot_policy, parameters, env, horizon=35, rng=rng))
+    assert_same(batches[1], collect(policy, parameters, env, horizon=35, rng=rng))
 
 
 def test_continuous_actions_are_collected_as_the_policy_drew_them():
@@ -137,6 +147,113 @@ def test_continuous_actions_are_collected_as_the_policy_drew_them():
     assert batch.actions.dtype == np.float32
     assert np.abs(batch.actions).max() > 2.0  # clipped by the environment, not in the record
     assert batch.truncated.all()
+
+
+def pendulum(**changes):
+    shape = {"observation_size": 3, "hidden": (4,), "action": "gaussian", "action_size": 1}
+    return MlpPolicy(**(shape | changes))
+
+
+def test_the_environment_gets_squashed_actions_and_the_record_what_was_drawn():
+    """Replayed by hand: the same rewards follow from the squashed actions and from no others."""
+    policy = pendulum(bounds=(-0.5, 1.0))
+    parameters = policy.initial_parameters(np.random.default_rng(0))
+    spec = EnvSpec("Pendulum-v1")
+    env = make_vector_env(spec, 3)
+    batch = collect(policy, parameters, env, horizon=10, rng=np.random.default_rng(0))
+    free = collect(pendulum(), parameters, env, horizon=10, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(batch.actions[:, 0], free.actions[:, 0])
+    assert np.abs(batch.actions).max() > 1.0
+    again = make_vector_env(spec, 3)
+    again.reset([np.random.default_rng(0)])
+    bound = policy.bind(parameters)
+    for t in range(10):
+        outward = bound.to_environment(batch.actions[:, t])
+        assert -0.5 <= outward.min() <= outward.max() <= 1.0
+        _, rewards, _, _ = again.step(outward)
+        np.testing.assert_array_equal(batch.rewards[:, t], rewards)
+
+
+def test_a_critic_beside_the_policy_changes_no_trajectory(cartpole_policy):
+    parameters = cartpole_policy.initial_parameters(np.random.default_rng(0)) * 30
+    with_critic = replace(cartpole_policy, critic_hidden=(5,))
+    extended = np.concatenate([parameters, np.ones(with_critic.num_parameters - len(parameters))])
+    batches = [
+        collect(
+            policy,
+            vector,
+            make_vector_env(EnvSpec("CartPole-v1"), 5),
+            horizon=60,
+            rng=np.random.default_rng(1),
+        )
+        for policy, vector in ((cartpole_policy, parameters), (with_critic, extended))
+    ]
+    assert_same(*batches)
+
+
+Q_VALUES = MlpPolicy(observation_size=4, hidden=(8,), action="q-values", action_size=2)
+
+
+def q_batch(exploration, *, rows=40, seed=1):
+    parameters = Q_VALUES.initial_parameters(np.random.default_rng(0)) * 30
+    env = make_vector_env(EnvSpec("CartPole-v1"), rows)
+    return parameters, collect(
+        Q_VALUES,
+        parameters,
+        env,
+        horizon=60,
+        rng=np.random.default_rng(seed),
+        exploration=exploration,
+    )
+
+
+def test_a_policy_of_q_values_acts_greedily_unless_it_explores():
+    parameters, batch = q_batch(0.0)
+    outputs = Q_VALUES.bind(parameters).forward(batch.observations[batch.mask])
+    np.testing.assert_array_equal(batch.actions[batch.mask], outputs.argmax(axis=1))
+    assert batch.actions.dtype == np.int64
+
+
+@pytest.mark.statistical
+def test_exploration_takes_the_other_action_half_as_often():
+    """False-positive rate <= 1e-6: one frequency of at least 500 draws, which are independent of
+    what was seen, within 5 standard deviations (two-sided normal tail 5.7e-7); the seed is fixed.
+    """
+    parameters, batch = q_batch(0.4, rows=100)
+    best = Q_VALUES.bind(parameters).forward(batch.observations[batch.mask]).argmax(axis=1)
+    other = batch.actions[batch.mask] != best
+    assert len(other) >= 500
+    assert abs(other.mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / len(other))
+
+
+def test_exploration_reaches_every_agent_of_a_fleet_alike():
+    parameters, alone = q_batch(0.3, rows=4, seed=7)
+    fleet = [EnvSpec("CartPole-v1")] * 2
+    both = collect_fleet(
+        Q_VALUES,
+        parameters,
+        fleet,
+        4,
+        horizon=60,
+        rngs=[np.random.default_rng(7), np.random.default_rng(8)],
+        exploration=0.3,
+    )
+    assert_same(both[0], alone)
+    assert both[1].observations.tobytes() != both[0].observations.tobytes()
+
+
+def test_exploration_is_refused_for_policies_that_draw_their_actions(cartpole_policy):
+    env = make_vector_env(EnvSpec("CartPole-v1"), 2)
+    parameters = np.zeros(cartpole_policy.num_parameters)
+    with pytest.raises(ConfigurationError, match="exploration is for action 'q-values'"):
+        collect(
+            cartpole_policy,
+            parameters,
+            env,
+            horizon=5,
+            rng=np.random.default_rng(0),
+            exploration=0.1,
+        )
 
 
 def test_a_fault_is_its_agents_result_only(faulty_module):

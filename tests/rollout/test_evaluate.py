@@ -7,7 +7,8 @@ import pytest
 
 from privfedrl.envs import EnvSpec, make_vector_env
 from privfedrl.errors import ConfigurationError
-from privfedrl.rollout.evaluate import greedy_return
+from privfedrl.rollout.evaluate import evaluate, greedy_return
+from privfedrl.rollout.policies import MlpPolicy
 
 
 def test_a_balancing_policy_scores_the_time_limit(
@@ -57,4 +58,40 @@ def test_it_needs_at_least_one_episode(cartpole_policy, balancing_parameters, ep
             episodes=episodes,
             rng=0,
             horizon=5,
+        )
+
+
+def test_lengths_and_ends_are_told_apart(cartpole_policy, balancing_parameters, falling_parameters):
+    spec = EnvSpec("CartPole-v1")
+    held = evaluate(cartpole_policy, balancing_parameters, spec, episodes=3, rng=0, horizon=40)
+    np.testing.assert_array_equal(held.returns, [40.0] * 3)
+    np.testing.assert_array_equal(held.lengths, [40] * 3)
+    assert not held.terminated.any()
+    fell = evaluate(cartpole_policy, falling_parameters, spec, episodes=3, rng=0, horizon=40)
+    assert fell.terminated.all()
+    assert (fell.lengths < 40).all()
+    np.testing.assert_array_equal(fell.returns, fell.lengths)
+
+
+def test_sampling_draws_the_actions(cartpole_policy, balancing_parameters):
+    spec = EnvSpec("CartPole-v1")
+    arguments = {"episodes": 20, "rng": 0, "horizon": 500}
+    weak = balancing_parameters * 0.01  # its most likely action balances, the draws do not
+    greedy = evaluate(cartpole_policy, weak, spec, **arguments)
+    sampled = evaluate(cartpole_policy, weak, spec, sampled=True, **arguments)
+    assert greedy.returns.mean() == 500.0
+    assert sampled.returns.mean() < 100.0
+
+
+def test_q_values_have_no_distribution_to_sample_from():
+    policy = MlpPolicy(observation_size=4, hidden=(), action="q-values", action_size=2)
+    with pytest.raises(ConfigurationError, match="sampled"):
+        evaluate(
+            policy,
+            np.zeros(policy.num_parameters),
+            EnvSpec("CartPole-v1"),
+            episodes=1,
+            rng=0,
+            horizon=5,
+            sampled=True,
         )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from privfedrl.envs import EnvSpec
+from privfedrl.envs import EnvSpec, heterogeneous
 from privfedrl.errors import ConfigurationError, EnvironmentFault, LocalProtocolError
 from privfedrl.rollout.collect import collect_fleet
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
-from privfedrl.rollout.workers import RolloutWorkers
+from privfedrl.rollout.workers import RolloutWorkers, _keep
 
 FIELDS = ("observations", "actions", "rewards", "mask", "terminated", "truncated")
+CAR = "MountainCar-v0"
+CAR_POLICY = MlpPolicy(observation_size=2, hidden=(4,), action="categorical", action_size=3)
 
 
 def generators(count):
@@ -53,8 +58,8 @@ def test_raising_dying_and_hanging_agents_cost_the_others_nothing(faulty_module)
         assert "RuntimeError" in texts[0]
         assert "worker process ended" in texts[1]
         assert "longer than its time limit" in texts[2]
-        good = EnvSpec("Pendulum-v1", horizon=4)
-        gaussian = MlpPolicy(observation_size=3, hidden=(), action="gaussian", action_size=1)
+        good = EnvSpec("MountainCarContinuous-v0", horizon=4)
+        gaussian = MlpPolicy(observation_size=2, hidden=(), action="gaussian", action_size=1)
         zeros = np.zeros(gaussian.num_parameters)
         (batch, other) = collect_fleet(
             gaussian, zeros, [good, good], 2, horizon=9, rngs=generators(2), workers=workers
@@ -78,18 +83,13 @@ def test_raising_dying_and_hanging_agents_cost_the_others_nothing(faulty_module)
             )
 
 
-def test_a_worker_that_died_between_rounds_is_replaced(acrobot_policy):
-    parameters = np.zeros(acrobot_policy.num_parameters)
+def test_a_worker_that_died_between_rounds_is_replaced():
+    parameters = np.zeros(CAR_POLICY.num_parameters)
     arguments = {"horizon": 5, "rngs": generators(1)}
     with RolloutWorkers(1) as workers:
         for _ in range(2):
             (batch,) = collect_fleet(
-                acrobot_policy,
-                parameters,
-                [EnvSpec("Acrobot-v1")],
-                1,
-                workers=workers,
-                **arguments,
+                CAR_POLICY, parameters, [EnvSpec(CAR)], 1, workers=workers, **arguments
             )
             assert isinstance(batch, TrajectoryBatch)
             process = workers._workers[0].process
@@ -97,19 +97,114 @@ def test_a_worker_that_died_between_rounds_is_replaced(acrobot_policy):
             process.join()
 
 
-def test_a_closed_pool_refuses_work(acrobot_policy):
+def test_a_closed_pool_refuses_work():
     workers = RolloutWorkers(1)
     workers.close()
     with pytest.raises(LocalProtocolError, match="closed"):
         collect_fleet(
-            acrobot_policy,
-            np.zeros(acrobot_policy.num_parameters),
-            [EnvSpec("Acrobot-v1")],
+            CAR_POLICY,
+            np.zeros(CAR_POLICY.num_parameters),
+            [EnvSpec(CAR)],
             1,
             horizon=5,
             rngs=generators(1),
             workers=workers,
         )
+
+
+@pytest.mark.parametrize(
+    ("family", "action", "sizes"),
+    [
+        ("LunarLander-v3", "categorical", (8, 4)),
+        ("HalfCheetah-v5", "gaussian", (17, 6)),
+    ],
+)
+def test_perturbed_fleets_give_in_workers_what_they_give_here(family, action, sizes):
+    policy = MlpPolicy(observation_size=sizes[0], hidden=(4,), action=action, action_size=sizes[1])
+    parameters = policy.initial_parameters(np.random.default_rng(0))
+    varies = ("physics", "rewards", "observations", "actions")
+    fleet = heterogeneous(family, level=1, agents=3, seed=0, varies=varies)
+    here, there = generators(3), generators(3)
+    with RolloutWorkers(2) as workers:
+        for _ in range(2):
+            expected = collect_fleet(policy, parameters, fleet, 2, horizon=40, rngs=here)
+            found = collect_fleet(
+                policy, parameters, fleet, 2, horizon=40, rngs=there, workers=workers
+            )
+            for left, right in zip(found, expected, strict=True):
+                for name in FIELDS:
+                    np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+    for one, two in zip(here, there, strict=True):
+        assert one.bit_generator.state == two.bit_generator.state
+
+
+def test_perturbations_do_not_hide_a_dying_or_hanging_environment(faulty_module):
+    policy = MlpPolicy(observation_size=3, hidden=(), action="categorical", action_size=2)
+    fleet = [
+        EnvSpec(f"{faulty_module}{kind}-v0", observation_noise=0.1, action_delay=1)
+        for kind in ("Die", "Hang", "Raise")
+    ]
+    with RolloutWorkers(1, timeout_s=3.0) as workers:
+        faults = collect_fleet(
+            policy,
+            np.zeros(policy.num_parameters),
+            fleet,
+            2,
+            horizon=5,
+            rngs=generators(3),
+            workers=workers,
+        )
+    for fault, text in zip(faults, ("process ended", "time limit", "RuntimeError"), strict=True):
+        assert isinstance(fault, EnvironmentFault)
+        assert text in str(fault)
+
+
+def test_an_agent_returns_to_the_worker_that_keeps_its_environments():
+    fleet = [EnvSpec(CAR, horizon=3 + k) for k in range(6)]
+    parameters = np.zeros(CAR_POLICY.num_parameters)
+    with RolloutWorkers(2) as workers:
+        homes = []
+        for _ in range(2):
+            collect_fleet(
+                CAR_POLICY, parameters, fleet, 1, horizon=5, rngs=generators(6), workers=workers
+            )
+            homes.append(dict(workers._homes))
+        assert set(homes[0]) == set(fleet)
+        jobs = [SimpleNamespace(spec=spec) for spec in fleet]
+        for slot in (0, 1):
+            waiting = deque(range(6))
+            taken = [workers._next_job(slot, waiting, jobs) for _ in range(6)]
+            mine = [k for k, spec in enumerate(fleet) if homes[1][spec] == slot]
+            assert taken[: len(mine)] == mine
+            assert sorted(taken) == list(range(6))
+        workers._discard(0)
+        assert 0 not in workers._homes.values()
+
+
+def test_a_new_agent_goes_before_one_that_another_worker_keeps():
+    workers = RolloutWorkers(2)
+    jobs = [SimpleNamespace(spec=EnvSpec(CAR, horizon=3 + k)) for k in range(3)]
+    workers._homes = {jobs[0].spec: 1}
+    waiting = deque(range(3))
+    assert [workers._next_job(0, waiting, jobs) for _ in range(3)] == [1, 2, 0]
+
+
+def test_kept_environments_make_room_by_rows_and_are_closed():
+    closed = []
+
+    class Kept:
+        def __init__(self, name):
+            self.close = lambda: closed.append(name)
+
+    envs = {}
+    for k, rows in enumerate((200, 200, 100, 200, 600)):
+        _keep(envs, (EnvSpec(CAR, horizon=k + 1), rows), Kept(k))
+    assert closed == [0, 1, 2, 3]
+    assert [rows for _spec, rows in envs] == [600]  # too large a block is kept alone
+    envs = {}
+    for k, rows in enumerate((200, 200, 100)):
+        _keep(envs, (EnvSpec(CAR, horizon=k + 1), rows), Kept(k))
+    assert len(envs) == 3
 
 
 @pytest.mark.parametrize(

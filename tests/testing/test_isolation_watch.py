@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
@@ -180,3 +181,30 @@ def test_an_empty_closure_cell_is_no_error():
 
 def test_private_names_are_not_looked_at():
     assert snapshot(Node(1, next=2), private=frozenset({"value"})) == {"": "<Node>", "next": "2"}
+
+
+def test_what_a_frozen_value_computes_from_its_fields_is_no_memory_of_what_asked_for_it():
+    @dataclass(frozen=True)
+    class Shape:
+        size: int
+
+        @cached_property
+        def square(self) -> int:
+            return self.size**2
+
+    class Mean:
+        def __init__(self) -> None:
+            self.data = [1.0]
+
+        @cached_property
+        def mean(self) -> float:
+            return sum(self.data) / len(self.data)
+
+    fresh, asked = Shape(3), Shape(3)
+    assert asked.square == 9
+    assert snapshot(fresh) == snapshot(asked)
+    assert snapshot(asked) != snapshot(Shape(4))
+    # an object that changes may keep there what it has forgotten elsewhere
+    remembers = Mean()
+    assert remembers.mean == 1.0
+    assert snapshot(remembers) != snapshot(Mean())

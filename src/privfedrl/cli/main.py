@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from privfedrl.cli import audit, keys, ledger, plan, registry, statement, train, version
+from privfedrl.cli import audit, keys, ledger, plan, play, registry, statement, train, version
 
 __all__ = ["app", "run"]
 
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("play")(play.play)
 app.add_typer(plan.app, name="plan")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(keys.app, name="keys")

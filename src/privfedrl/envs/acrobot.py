@@ -34,6 +34,7 @@ class VectorAcrobot(NumpyBlock):
 
     family = "Acrobot-v1"
     state_size = 4
+    wrapped = (0, 1)
     observation_size = 6
     num_actions = 3
 

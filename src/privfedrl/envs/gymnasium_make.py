@@ -24,10 +24,10 @@ from privfedrl.errors import (
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["make_scalar", "render_env", "start_shift"]
+__all__ = ["MUJOCO", "make_rendering", "make_scalar", "start_shift"]
 
 Params = Mapping[str, float]
-_MUJOCO = frozenset(
+MUJOCO = frozenset(
     {"HalfCheetah-v5", "Hopper-v5", "InvertedPendulum-v5", "Swimmer-v5", "Walker2d-v5"}
 )
 
@@ -74,7 +74,7 @@ _PARAMETER_RULES: Mapping[str, tuple[Rule, Rule]] = MappingProxyType(
         "LunarLanderContinuous-v3": (_lunar_lander_kwargs, _nothing),
         "Pendulum-v1": (lambda params: {"g": params["g"]}, dict),
     }
-    | dict.fromkeys(_MUJOCO, (_reset_noise, _nothing))
+    | dict.fromkeys(MUJOCO, (_reset_noise, _nothing))
 )
 
 
@@ -92,32 +92,10 @@ def make_scalar(spec: EnvSpec) -> tuple[gymnasium.Env, int | None]:
     return _without_bookkeeping(_construct(spec, _registered, **limit))
 
 
-def render_env(spec: EnvSpec) -> gymnasium.Env:
-    """Gymnasium's environment with the spec's physics, ready for ``render()``: uint8 [h, w, 3].
-
-    It shows the bare environment: rewards, observations, delays and starts are not perturbed.
-
-    Raises:
-        ConfigurationError: the environment cannot render to an array on this machine.
-        MissingExtraError, EnvironmentFault: as ``make_scalar``.
-    """
+def make_rendering(spec: EnvSpec) -> gymnasium.Env:
+    """Gymnasium's environment with the spec's physics, asked for ``rgb_array`` rendering."""
     limit = {} if spec.time_limit is None else {"max_episode_steps": spec.time_limit}
-    refusal = f"{spec.id} cannot render to an array here"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium warns of modes that it then lacks
-            env = _construct(spec, _registered, render_mode="rgb_array", **limit)
-            if env.render_mode != "rgb_array":
-                raise ConfigurationError(refusal)
-            env.reset(seed=0)
-            frame = env.render()
-    except (ConfigurationError, MissingExtraError):
-        raise
-    except Exception as error:  # noqa: BLE001 - drivers and foreign code may raise anything
-        raise ConfigurationError(f"{refusal}: {type(error).__name__}") from None
-    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
-        raise ConfigurationError(refusal)
-    return env
+    return _construct(spec, _registered, render_mode="rgb_array", **limit)
 
 
 def start_shift(spec: EnvSpec) -> Callable[[Any, np.random.Generator], Any] | None:
@@ -147,13 +125,17 @@ _TWINS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "LunarLander-v3": _lander_twin,
         "LunarLanderContinuous-v3": _lander_twin,
     }
-    | dict.fromkeys(_MUJOCO, _mujoco_twin)
+    | dict.fromkeys(MUJOCO, _mujoco_twin)
 )
 
 
 def _registered(env_id: str, **arguments: Any) -> Any:
     import gymnasium
 
+    if env_id in MUJOCO:
+        from privfedrl.envs.mujoco_env import keep_quiet
+
+        keep_quiet()
     return gymnasium.make(env_id, disable_env_checker=True, **arguments)
 
 
@@ -190,7 +172,7 @@ def _construct(spec: EnvSpec, maker: Callable[..., Any], **options: Any) -> Any:
         raise EnvironmentFault(f"{spec.id}: constructor raised {type(error).__name__}") from None
     for name, value in attributes(params).items():
         setattr(env.unwrapped, name, value)
-    if spec.id in _MUJOCO:
+    if spec.id in MUJOCO:
         from privfedrl.envs.mujoco_env import change_physics
 
         change_physics(env.unwrapped, dict(spec.params))

@@ -11,22 +11,27 @@ name there have none here.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.box2d import lunar_lander
-from gymnasium.envs.box2d.lunar_lander import (
-    FPS,
-    LEG_DOWN,
-    MAIN_ENGINE_POWER,
-    MAIN_ENGINE_Y_LOCATION,
-    SCALE,
-    SIDE_ENGINE_AWAY,
-    SIDE_ENGINE_HEIGHT,
-    SIDE_ENGINE_POWER,
-    VIEWPORT_H,
-    VIEWPORT_W,
-)
+
+with warnings.catch_warnings():
+    # Box2D warns on import, and crashes the process if that is made an error
+    warnings.filterwarnings("ignore", "builtin type [Ss]wig", DeprecationWarning)
+    from gymnasium.envs.box2d import lunar_lander
+    from gymnasium.envs.box2d.lunar_lander import (
+        FPS,
+        LEG_DOWN,
+        MAIN_ENGINE_POWER,
+        MAIN_ENGINE_Y_LOCATION,
+        SCALE,
+        SIDE_ENGINE_AWAY,
+        SIDE_ENGINE_HEIGHT,
+        SIDE_ENGINE_POWER,
+        VIEWPORT_H,
+        VIEWPORT_W,
+    )
 
 __all__ = ["LunarLander"]
 

@@ -7,6 +7,8 @@ working directory, and let the trajectory go on as if nothing had happened.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +22,7 @@ from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from numpy.typing import NDArray
 
-__all__ = ["change_physics", "make_mujoco", "perturb_start"]
+__all__ = ["change_physics", "keep_quiet", "make_mujoco", "perturb_start"]
 
 
 class _Lean:
@@ -33,6 +35,12 @@ class _Lean:
     model: Any
     data: Any
     frame_skip: int
+    fullpath: str
+
+    def _initialize_simulation(self) -> tuple[Any, Any]:
+        """A model of its own, copied from the one that was read from the file once."""
+        model = copy.copy(_model(self.fullpath))
+        return model, mujoco.MjData(model)
 
     @property
     def dt(self) -> float:
@@ -48,6 +56,11 @@ class _Lean:
         mujoco.mj_step(self.model, data, nstep=n_frames)
         if any(data.warning.number.tolist()[_DIVERGED]):
             raise FloatingPointError("the simulation diverged")
+
+
+@functools.cache
+def _model(path: str) -> Any:
+    return mujoco.MjModel.from_xml_path(path)
 
 
 # counters of positions, velocities and accelerations that were not finite, or huge
@@ -66,11 +79,18 @@ _CLASSES: Mapping[str, type] = MappingProxyType(
 )
 
 
+def keep_quiet() -> None:
+    """Keep MuJoCo's warnings off standard error and out of a file in the working directory.
+
+    A warning may tell of an agent's states. A handler that the caller has set stays.
+    """
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(lambda _message: None)
+
+
 def make_mujoco(env_id: str, **arguments: Any) -> Any:
     """The environment of a family, without Gymnasium's wrappers."""
-    if mujoco.get_mju_user_warning() is None:
-        # otherwise warnings go to standard error and to a file in the working directory
-        mujoco.set_mju_user_warning(lambda _message: None)
+    keep_quiet()
     return _CLASSES[env_id](**arguments)
 
 

@@ -38,6 +38,7 @@ class NumpyBlock:
 
     family: ClassVar[str]
     state_size: ClassVar[int]
+    wrapped: ClassVar[tuple[int, ...]] = ()  # state coordinates that are taken modulo a turn
     observation_size: int
     action_kind: Literal["discrete", "continuous"] = "discrete"
     num_actions: int = 0

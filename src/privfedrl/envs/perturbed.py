@@ -161,11 +161,10 @@ class PerturbedEnv:
 
 
 def _default_action(env: VectorEnv) -> NDArray[np.generic]:
-    """What acts before the first action does: a public constant."""
+    """What acts before the first action does: a public constant, which the block clips."""
     if env.action_kind == "discrete":
         return np.zeros((), dtype=np.int64)
-    zeros = np.zeros(env.action_size, dtype=np.float32)
-    return np.clip(zeros, env.action_low, env.action_high)
+    return np.zeros(env.action_size, dtype=np.float32)
 
 
 def _per_spec(

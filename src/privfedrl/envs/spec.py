@@ -17,10 +17,12 @@ from typing import Any
 from privfedrl.envs.families import FAMILIES, Family, Parameter
 from privfedrl.errors import ConfigurationError, shown
 
-__all__ = ["FAMILIES", "MAX_ACTION_DELAY", "EnvSpec", "Family", "Parameter"]
+__all__ = ["FAMILIES", "MAX_ACTION_DELAY", "MAX_ACTION_REPEAT", "EnvSpec", "Family", "Parameter"]
 
 #: more steps of delay than any environment here can be controlled with
 MAX_ACTION_DELAY = 32
+#: an action held for longer leaves nothing to decide
+MAX_ACTION_REPEAT = 64
 _REQUIRED = ("id", "params", "horizon")
 
 
@@ -38,6 +40,8 @@ class EnvSpec:
             observation; 0 .. 10.
         action_delay: steps between an action and its effect; the first ones are the public default
             (action 0, or zeros clipped into the bounds).
+        action_repeat: steps of the environment for which each action is held, 1 .. 64; rewards are
+            summed. The time limit still counts steps of the environment.
     Raises:
         ConfigurationError: unknown parameter, value outside its range, horizon below 1, noise on
             starts of an id whose state cannot be set.
@@ -52,6 +56,7 @@ class EnvSpec:
     initial_noise: float = 0.0
     observation_noise: float = 0.0
     action_delay: int = 0
+    action_repeat: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -67,15 +72,8 @@ class EnvSpec:
             ("observation_noise", 0.0, 10.0),
         ):
             object.__setattr__(self, name, _checked_number(self, name, low, high))
-        delay = self.action_delay
-        if (
-            not isinstance(delay, int)
-            or isinstance(delay, bool)
-            or not 0 <= delay <= (MAX_ACTION_DELAY)
-        ):
-            raise ConfigurationError(
-                f"action_delay must be an integer in 0..{MAX_ACTION_DELAY}, got {shown(delay)}"
-            )
+        _check_count("action_delay", self.action_delay, 0, MAX_ACTION_DELAY)
+        _check_count("action_repeat", self.action_repeat, 1, MAX_ACTION_REPEAT)
 
     def _check_start(self, limit: float) -> None:
         if not _is_number(self.initial_noise) or self.initial_noise > limit:
@@ -126,6 +124,11 @@ class EnvSpec:
         return cls(data.pop("id"), params=tuple(data.pop("params").items()), **data)
 
 
+def _check_count(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigurationError(f"{name} must be an integer in {low}..{high}, got {shown(value)}")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -134,7 +137,7 @@ def _checked_number(spec: EnvSpec, name: str, low: float, high: float) -> float:
     value = getattr(spec, name)
     if not _is_number(value) or not low <= value <= high:
         raise ConfigurationError(f"{name} must be in [{low}, {high}], got {shown(value)}")
-    return float(value) + 0.0  # -0.0 becomes 0.0: equal specs, equal JSON
+    return float(value)
 
 
 def _checked_params(

@@ -6,6 +6,7 @@ the same noise; each unit's integer row is within the declared sensitivity (chec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from privfedrl.training import (
     Truncation,
 )
 from privfedrl.training.subjects import distinct_subjects
-from privfedrl.training.trajectory_gradients import fused, hooks
+from privfedrl.training.trajectory_gradients import hooks
 
 __all__ = ["Contribution", "PublishedModel", "contribute", "local_trainer", "published_model"]
 
@@ -107,8 +108,8 @@ def local_trainer(setup: RoundSetup, *, rng: np.random.Generator | None = None) 
             learning_rate=plan.training.local_learning_rate,
             learner=_learner(plan) if agent else None,
         ),
-        # local DP-SGD takes Opacus' per-sample gradients, everything else the fused ones
-        gradient=hooks if local else fused,
+        # local DP-SGD takes Opacus' per-sample gradients, everything else what the policy allows
+        gradient=hooks if local else None,
         rng=rng,
     )
 
@@ -122,8 +123,13 @@ def _objective(plan: Plan) -> Objective:
         entropy_weight=training.entropy_weight,
         gae_lambda=training.gae_lambda,
         value_scale=training.value_scale,
+        advantage_scale=training.advantage_scale,
         clip_range=training.clip_range,
+        advantages=training.advantages,
         guidance_weight=training.guidance_weight,
+        reward_low=-math.inf if training.reward_low is None else training.reward_low,
+        reward_high=math.inf if training.reward_high is None else training.reward_high,
+        step_cost=training.step_cost,
     )
 
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.envs import EnvSpec
+from privfedrl.envs import EnvSpec, heterogeneous, nominal
 from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.plan import Plan
 from privfedrl.privacy import Unit
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, collect_fleet
 
-__all__ = ["FleetExperience", "generator"]
+__all__ = ["FleetExperience", "fleet_environments", "generator", "nominal_environment"]
 
 # one stream per purpose, so that no two draws of a run share a generator
 STREAMS = {
@@ -36,6 +36,24 @@ STREAMS = {
 def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
     """The generator of one purpose and position; never used for noise or keys."""
     return np.random.default_rng([seed, STREAMS[stream], *indices])
+
+
+def nominal_environment(plan: Plan) -> EnvSpec:
+    """The unmodified environment, with the plan's action repeat."""
+    return replace(nominal(plan.fleet.environment), action_repeat=plan.fleet.action_repeat)
+
+
+def fleet_environments(plan: Plan, *, seed: int, level: float | None = None) -> tuple[EnvSpec, ...]:
+    """One environment per agent of a simulated fleet; ``level`` stands in for the plan's."""
+    fleet = plan.fleet
+    specs = heterogeneous(
+        fleet.environment,
+        level=fleet.level if level is None else level,
+        agents=fleet.agents,
+        seed=seed,
+        varies=fleet.varies,
+    )
+    return tuple(replace(spec, action_repeat=fleet.action_repeat) for spec in specs)
 
 
 class FleetExperience:

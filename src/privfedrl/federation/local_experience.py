@@ -6,6 +6,8 @@ plan says; nothing is carried over from one call to the next.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +24,8 @@ class LocalExperience:
 
     Args:
         setup: of the plan; gives policy, horizon and number of trajectories.
-        environment: a specification, or an own object with the ``VectorEnv`` protocol whose
-            ``num_envs`` is the plan's number of trajectories.
+        environment: a specification, which gets the plan's action repeat, or an own object with the
+            ``VectorEnv`` protocol whose ``num_envs`` is the plan's number of trajectories.
         rng: of the environment and the actions; seeded by the system unless given. Noise and keys
             never come from it.
     Raises:
@@ -44,6 +46,8 @@ class LocalExperience:
                 f"got {environment.num_envs}"
             )
         self._setup = setup
+        if isinstance(environment, EnvSpec):
+            environment = replace(environment, action_repeat=fleet.action_repeat)
         self._environment = environment
         self._rng = np.random.default_rng() if rng is None else rng
 

@@ -290,6 +290,7 @@ def policy_of(plan: Plan) -> MlpPolicy:
         action_size=policy.actions,
         critic_hidden=policy.critic_hidden,
         bounds=bounds,
+        recurrent=policy.recurrent,
     )
 
 

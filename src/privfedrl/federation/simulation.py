@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.durable_files import write_atomically
-from privfedrl.envs import heterogeneous, nominal
 from privfedrl.errors import EnvironmentFault, RoundAborted
 from privfedrl.federation.agent import Agent
 from privfedrl.federation.broadcast import model_digest
@@ -32,7 +31,12 @@ from privfedrl.federation.coordinator import (
     settle_round,
     with_clip,
 )
-from privfedrl.federation.fleet_experience import FleetExperience, generator
+from privfedrl.federation.fleet_experience import (
+    FleetExperience,
+    fleet_environments,
+    generator,
+    nominal_environment,
+)
 from privfedrl.federation.guarantee import run_statement
 from privfedrl.federation.held_experience import HeldExperience
 from privfedrl.federation.participants import AUDITOR, COORDINATOR, KEY_AUTHORITY, Participants
@@ -148,15 +152,9 @@ class Simulation:
         self.directory, self.plan, self.header = directory, plan, header
         self.participants, self.entropy = participants, entropy
         self.setup: RoundSetup = round_setup(plan)
-        fleet = plan.fleet
-        specs = heterogeneous(
-            fleet.environment,
-            level=fleet.level,
-            agents=fleet.agents,
-            seed=header.seed,
-        )
+        specs = fleet_environments(plan, seed=header.seed)
         self.experience = FleetExperience(self.setup, specs, seed=header.seed, workers=workers)
-        self.nominal = nominal(fleet.environment)
+        self.nominal = nominal_environment(plan)
         saved = directory.restore()
         participants.verify(directory.anchors())
         if saved is None:

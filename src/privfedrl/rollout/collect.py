@@ -166,6 +166,7 @@ def roll_block(
     bound = policy.bind(parameters, exploration=exploration)
     progress = _Progress(env.num_envs, len(rngs))
     observations = env.reset(rngs)
+    bound.begin(env.num_envs)
     chunks: list[_Chunk] = []
     while progress.running.size and progress.steps < horizon:
         length = min(_CHUNK, horizon - progress.steps)
@@ -176,6 +177,7 @@ def roll_block(
         kept = progress.advance(chunk)
         if 0 < kept.size < chunk.rows.size:
             env.select(kept)
+            bound.select(kept)
             observations = observations[kept]
     progress.forget(sorted(env.failures))
     return [_assemble(chunks, progress, agent) for agent in range(len(rngs))]

@@ -1,12 +1,14 @@
 """Stochastic multilayer perceptrons over a flat parameter vector, in plain numpy.
 
-Guarantee: what a row gets depends on the parameters and that row alone, bit for bit, whatever
-other rows share the block.
+Guarantee: what a row gets depends on the parameters and that row alone (of a recurrent policy: on
+what that row has seen since the start), bit for bit, whatever other rows share the block.
 
-Notation: n rows, h hidden units, o outputs (logits or Q values of n actions, or k means).
-Flat layout: the actor's layers, each the weights W, row-major [out, in], then the bias b [out]; a
-Gaussian policy appends log_std [k]; a critic's layers come last, in the same form. Both networks
-are tanh between layers and linear at the end, and share nothing.
+Notation: n rows, h units of a memory, o outputs (logits or Q values of n actions, or k means).
+Flat layout: of a recurrent policy first the memory's two layers, from the observation [3h, obs] and
+from itself [3h, h], whose rows are those of the reset, update and new gates in turn (torch's GRU);
+then the actor's layers; a Gaussian policy appends log_std [k]; a critic's layers come last. A layer
+is the weights W, row-major [out, in], then the bias b [out]. Actor and critic are tanh between
+layers and linear at the end, and share nothing; the critic has no memory.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class MlpPolicy:
         bounds: public (low, high) into which tanh squashes every Gaussian action, or None: actions
             go out as sampled, and the environment clips them. Trajectories keep what was sampled,
             whose density is that of the Gaussian.
+        recurrent: units h of a GRU between the observation and the actor's layers, which then see
+            its state alone; 0 = none. The state is zero at the start of a trajectory.
     """
 
     observation_size: int
@@ -61,6 +65,7 @@ class MlpPolicy:
     action_size: int
     critic_hidden: tuple[int, ...] | None = None
     bounds: tuple[float, float] | None = None
+    recurrent: int = 0
 
     def __post_init__(self) -> None:
         if self.action not in _ACTIONS:
@@ -69,17 +74,30 @@ class MlpPolicy:
         sizes = [("observation_size", self.observation_size, 1)]
         sizes += [("hidden", size, 1) for size in self.hidden]
         sizes += [("critic_hidden", size, 1) for size in self.critic_hidden or ()]
-        sizes += [("action_size", self.action_size, least)]
+        sizes += [("action_size", self.action_size, least), ("recurrent", self.recurrent, 0)]
         for name, size, low in sizes:
             if not isinstance(size, int) or isinstance(size, bool) or size < low:
                 raise ConfigurationError(f"{name} must be an integer >= {low}, got {size!r}")
         if self.bounds is not None:
             _check_bounds(self.action, self.bounds)
+        if self.recurrent and self.action == "q-values":
+            raise ConfigurationError(
+                f"recurrent must be 0 for action 'q-values', got {self.recurrent}: single "
+                "transitions are replayed without what came before them"
+            )
+
+    @cached_property
+    def memory_layers(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of the memory's weights, from the observation and from itself; or empty."""
+        if not self.recurrent:
+            return ()
+        gates = 3 * self.recurrent
+        return ((gates, self.observation_size), (gates, self.recurrent))
 
     @cached_property
     def layers(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of every weight matrix of the actor, first layer first; each has a bias."""
-        return _layers(self.observation_size, self.hidden, self.action_size)
+        return _layers(self.recurrent or self.observation_size, self.hidden, self.action_size)
 
     @cached_property
     def critic_layers(self) -> tuple[tuple[int, int], ...]:
@@ -90,25 +108,31 @@ class MlpPolicy:
 
     @cached_property
     def actor_parameters(self) -> int:
-        """Length of the actor's part, log_std included; the critic's part follows it."""
-        return _count(self.layers) + (self.action_size if self.action == "gaussian" else 0)
+        """Length of the actor's part with memory and log_std; the critic's part follows it."""
+        return self._log_std.stop
+
+    @cached_property
+    def _log_std(self) -> slice:
+        """Where log_std lies; empty unless the policy is Gaussian."""
+        start = _count(self.memory_layers) + _count(self.layers)
+        return slice(start, start + (self.action_size if self.action == "gaussian" else 0))
 
     @cached_property
     def num_parameters(self) -> int:
         """Length of the flat vector."""
         return self.actor_parameters + _count(self.critic_layers)
 
-    @cached_property
-    def _log_std(self) -> slice:
-        """Where log_std lies; empty unless the policy is Gaussian."""
-        return slice(_count(self.layers), self.actor_parameters)
-
     def initial_parameters(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """float64 [num_parameters]: orthogonal weights, last layers scaled by 0.01, zero biases.
 
-        The small last layer makes the first policy nearly uniform; log_std starts at 0.
+        The small last layer makes the first policy nearly uniform; log_std starts at 0. Each gate
+        of a memory is orthogonal by itself.
         """
-        parts = _initial(self.layers, rng)
+        parts: list[NDArray[np.float64]] = []
+        for out, into in self.memory_layers:
+            parts += [_orthogonal(self.recurrent, into, rng).ravel() for _gate in range(3)]
+            parts.append(np.zeros(out))
+        parts += _initial(self.layers, rng)
         if self.action == "gaussian":
             parts.append(np.zeros(self.action_size))
         return np.concatenate(parts + _initial(self.critic_layers, rng))
@@ -163,44 +187,72 @@ class BoundPolicy:
     def __init__(self, policy: MlpPolicy, parameters: Float32, *, exploration: float = 0.0) -> None:
         self.policy = policy
         self._exploration = np.float32(exploration)
-        self._matrices: list[Float32] = []
-        start = 0
-        for out, into in policy.layers:
-            weights = parameters[start : start + out * into].reshape(out, into)
-            bias = parameters[start + out * into : start + out * into + out]
-            # [W | b] times [x; 1]: one product instead of a product and a sum
-            self._matrices.append(np.concatenate([weights, bias[:, None]], axis=1))
-            start += out * into + out
+        start, self._gates = _matrices(parameters, policy.memory_layers, 0)
+        start, self._matrices = _matrices(parameters, policy.layers, start)
         self._std = np.exp(parameters[start : policy.actor_parameters])
         self._rows = -1
+
+    def begin(self, rows: int) -> None:
+        """A block of ``rows`` trajectories starts: every memory is zero."""
+        self._resize(rows)
+
+    def select(self, kept: NDArray[np.intp]) -> None:
+        """Go on with these rows of the block, and their memories, alone."""
+        if self.policy.recurrent:
+            memory = self._memory[:-1, kept]
+            self._resize(kept.size)
+            self._memory[:-1, : kept.size] = memory
 
     def _resize(self, rows: int) -> None:
         """Buffers for a block of ``rows``; the last row of each input is the bias input 1."""
         width = max(rows, _MIN_ROWS)
+        policy = self.policy
         self._rows = rows
-        self._inputs = np.zeros((self.policy.observation_size + 1, width), dtype=np.float32)
-        self._inputs[-1] = 1.0
-        self._hidden = [np.ones((size + 1, width), dtype=np.float32) for size in self.policy.hidden]
-        self._out = np.empty((self.policy.action_size, width), dtype=np.float32)
+        self._inputs = np.zeros((policy.observation_size + 1, width), dtype=np.float32)
+        self._memory = np.zeros((policy.recurrent + 1, width), dtype=np.float32)
+        self._inputs[-1] = self._memory[-1] = 1.0
+        self._gated = np.empty((2, 3 * policy.recurrent, width), dtype=np.float32)
+        self._hidden = [np.ones((size + 1, width), dtype=np.float32) for size in policy.hidden]
+        self._out = np.empty((policy.action_size, width), dtype=np.float32)
         outs = [buffer[:-1] for buffer in self._hidden] + [self._out]
-        inputs = [self._inputs, *self._hidden]
+        inputs = [self._memory if policy.recurrent else self._inputs, *self._hidden]
         self._plan = list(zip(self._matrices, inputs, outs, strict=True))
 
     def forward(self, observations: Float32) -> Float32:
         """Logits, Q values or means, float32 [n, o], for observations [n, observation_size].
 
         The result is a view of a buffer that the next call overwrites. Sums run input by input
-        in a fixed order (einsum, not BLAS, whose order depends on the block size).
+        in a fixed order (einsum, not BLAS, whose order depends on the block size). A recurrent
+        policy takes a step of its memory: it needs ``begin`` first, and every row every time.
         """
         rows = observations.shape[0]
         if rows != self._rows:
+            if self.policy.recurrent:
+                raise ConfigurationError(
+                    f"a recurrent policy must see the rows that it began with, got {rows}"
+                )
             self._resize(rows)
         self._inputs[:-1, :rows] = observations.T
+        if self.policy.recurrent:
+            self._remember()
         for index, (matrix, source, target) in enumerate(self._plan):
             if index:
                 np.tanh(source[:-1], out=source[:-1])
             np.einsum("oi,in->on", matrix, source, out=target)
         return self._out[:, :rows].T
+
+    def _remember(self) -> None:
+        """One step of the GRU: h <- (1 - z) tanh(n_x + r n_h) + z h."""
+        units = self.policy.recurrent
+        seen, held = self._gated
+        np.einsum("oi,in->on", self._gates[0], self._inputs, out=seen)
+        np.einsum("oi,in->on", self._gates[1], self._memory, out=held)
+        # the logistic function as a tanh, which cannot overflow
+        gates = 0.5 * (1.0 + np.tanh(0.5 * (seen[: 2 * units] + held[: 2 * units])))
+        reset, update = gates[:units], gates[units:]
+        fresh = np.tanh(seen[2 * units :] + reset * held[2 * units :])
+        memory = self._memory[:-1]
+        memory[...] = (1.0 - update) * fresh + update * memory
 
     def sample(
         self, outputs: Float32, draws: Float32
@@ -252,6 +304,22 @@ class BoundPolicy:
 
 def _layers(inputs: int, hidden: tuple[int, ...], outputs: int) -> tuple[tuple[int, int], ...]:
     return tuple((out, into) for into, out in pairwise((inputs, *hidden, outputs)))
+
+
+def _matrices(
+    parameters: Float32, layers: tuple[tuple[int, int], ...], start: int
+) -> tuple[int, list[Float32]]:
+    """Where the layers that begin at ``start`` end, and each as [W | b].
+
+    [W | b] times [x; 1] is one product instead of a product and a sum.
+    """
+    matrices: list[Float32] = []
+    for out, into in layers:
+        weights = parameters[start : start + out * into].reshape(out, into)
+        bias = parameters[start + out * into : start + out * into + out]
+        matrices.append(np.concatenate([weights, bias[:, None]], axis=1))
+        start += out * into + out
+    return start, matrices
 
 
 def _count(layers: tuple[tuple[int, int], ...]) -> int:

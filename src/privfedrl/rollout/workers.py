@@ -36,7 +36,9 @@ from privfedrl.rollout.trajectory import TrajectoryBatch
 __all__ = ["RolloutWorkers"]
 
 _JOIN_TIMEOUT_S = 5.0
-_MAX_KEPT = 64  # environments per worker: a whole simulated fleet, yet bounded
+# rows of environments a worker keeps between jobs: a whole simulated fleet of light ones, and half
+# a gigabyte of the heaviest here (MuJoCo, 1 MB a row)
+_MAX_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,7 @@ class RolloutWorkers:
         if timeout_s is not None and not timeout_s > 0:
             raise ConfigurationError(f"timeout_s must be positive or None, got {timeout_s!r}")
         self._workers: list[_Worker | None] = [None] * num_workers
+        self._homes: dict[EnvSpec, int] = {}  # spec -> slot that rolled it last: it may be kept
         self._timeout_s = timeout_s
         self._closed = False
 
@@ -135,17 +138,32 @@ class RolloutWorkers:
             while waiting or busy:
                 for slot in range(len(self._workers)):
                     if slot not in busy and waiting:
-                        job = waiting.popleft()
+                        job = self._next_job(slot, waiting, jobs)
                         if self._send(slot, jobs[job]):
                             busy[slot] = (job, self._deadline())
                 for slot in self._ready(busy):
                     job, _deadline = busy.pop(slot)
                     answers[job] = self._receive(slot)
+                    if answers[job].batch is not None:
+                        self._homes[jobs[job].spec] = slot
         finally:
             # an interrupt left these with an answer that nobody would ask for
             for slot in busy:
                 self._discard(slot)
         return answers
+
+    def _next_job(self, slot: int, waiting: deque[int], jobs: Sequence[_Job]) -> int:
+        """The first job whose environments this slot has, else one that no slot has, else any."""
+        homes = [self._homes.get(jobs[job].spec) for job in waiting]
+        for wanted in (slot, None):
+            if wanted in homes:
+                index = homes.index(wanted)
+                break
+        else:
+            index = 0
+        job = waiting[index]
+        del waiting[index]
+        return job
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout_s if self._timeout_s else float("inf")
@@ -191,6 +209,7 @@ class RolloutWorkers:
     def _discard(self, slot: int) -> None:
         """End a slot's process, if it has one."""
         worker, self._workers[slot] = self._workers[slot], None
+        self._homes = {spec: home for spec, home in self._homes.items() if home != slot}
         if worker is not None:
             worker.end()
 
@@ -231,8 +250,9 @@ def _serve(connection: Connection) -> None:
 
 def _answer(job: _Job, envs: dict[tuple[EnvSpec, int], VectorEnv]) -> _Answer:
     key = (job.spec, job.num_trajectories)
+    env = envs.pop(key, None)
     try:
-        env = envs.pop(key, None) or make_vector_env(job.spec, job.num_trajectories)
+        env = env or make_vector_env(job.spec, job.num_trajectories)
         batch = collect(
             job.policy,
             job.parameters,
@@ -241,16 +261,29 @@ def _answer(job: _Job, envs: dict[tuple[EnvSpec, int], VectorEnv]) -> _Answer:
             rng=job.rng,
             exploration=job.exploration,
         )
-    except EnvironmentFault as fault:  # a faulty environment is not kept
-        return _Answer(error="fault", message=str(fault))
-    except ConfigurationError as error:
-        return _Answer(error="configuration", message=str(error))
-    except MissingExtraError:
-        return _Answer(error="missing")
-    if len(envs) >= _MAX_KEPT:
-        del envs[next(iter(envs))]  # the one that was used longest ago
-    envs[key] = env
+    except (EnvironmentFault, ConfigurationError, MissingExtraError) as error:
+        if env is not None:  # a faulty environment is not kept
+            env.close()
+        return _refusal(error)
+    _keep(envs, key, env)
     return _Answer(batch=batch, rng_state=job.rng.bit_generator.state)
+
+
+def _refusal(error: EnvironmentFault | ConfigurationError | MissingExtraError) -> _Answer:
+    if isinstance(error, EnvironmentFault):
+        return _Answer(error="fault", message=str(error))
+    if isinstance(error, ConfigurationError):
+        return _Answer(error="configuration", message=str(error))
+    return _Answer(error="missing")
+
+
+def _keep(
+    envs: dict[tuple[EnvSpec, int], VectorEnv], key: tuple[EnvSpec, int], env: VectorEnv
+) -> None:
+    """Keep an environment for its agent's next batch; those used longest ago make room."""
+    while envs and sum(rows for _spec, rows in envs) + key[1] > _MAX_ROWS:
+        envs.pop(next(iter(envs))).close()
+    envs[key] = env
 
 
 def _outcome(job: _Job, answer: _Answer) -> TrajectoryBatch | EnvironmentFault:

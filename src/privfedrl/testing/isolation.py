@@ -147,7 +147,7 @@ def lint(
         found: tuple[Leak, ...] = ()
         if count == 1:
             found = compare_repeats(before, subject.play(pair.before), channels=channels)
-        after = subject.play(pair.after)
+        after = last.play(pair.after)
         found += compare(
             before, after, unit=subject.unit, adjacency=pair.adjacency, channels=channels
         )
@@ -161,16 +161,18 @@ def lint(
 
 
 class _Last:
-    """Plays a world once while consecutive pairs share it."""
+    """Plays a world once while consecutive pairs share it, on whichever side."""
 
     def __init__(self, subject: RoundUnderTest) -> None:
         self._subject = subject
-        self._played: tuple[World, Observation] | None = None
+        self._played: list[tuple[World, Observation]] = []
 
     def play(self, world: World) -> Observation:
-        if self._played is None or self._played[0] is not world:
-            self._played = (world, self._subject.play(world))
-        return self._played[1]
+        for known, seen in self._played:
+            if known is world:
+                return seen
+        self._played = [*self._played[-1:], (world, self._subject.play(world))]
+        return self._played[-1][1]
 
 
 def _larger(one: float, other: float) -> float:

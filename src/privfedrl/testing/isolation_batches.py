@@ -127,7 +127,7 @@ def draw_batch(
     mask = np.arange(steps) < lengths[:, None]
     actions = (
         rng.integers(0, policy.action_size, shape)
-        if policy.action == "categorical"
+        if policy.action != "gaussian"
         else rng.normal(size=(*shape, policy.action_size)).astype(np.float32)
     )
     rewards = rng.normal(size=shape) + 2.0 * rng.normal(size=(trajectories, 1))

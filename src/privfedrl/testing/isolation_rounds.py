@@ -68,7 +68,8 @@ class UnitTrainer(Protocol):
     It has ``local_update(parameters, batch)``, or for unit AGENT ``local_steps(parameters,
     collect)``, and states its unit as ``unit`` or ``settings.unit``. It may have
 
-        charged_releases (int, default 1): releases per round that are charged;
+        charged_releases (int): releases of a round that are charged to one of its units; default
+            ``settings.uses``, the updates that a batch may feed, or 1;
         receive(heard): called after a round with the noised mean that everybody hears;
         noise_share(length): its noise, int64 [length].
     """
@@ -131,9 +132,11 @@ class TrainerRounds:
 
     @property
     def collects(self) -> int:
-        """Batches to hold ready for a round: one more than ``settings.local_steps``, or a few."""
-        steps = getattr(getattr(self.trainer, "settings", None), "local_steps", None)
-        return int(steps) + 1 if steps is not None else _COLLECTS[self.unit]
+        """Batches to hold ready for a round: one more than the settings make of it, or a few."""
+        settings = getattr(self.trainer, "settings", None)
+        if not hasattr(settings, "local_steps"):
+            return _COLLECTS[self.unit]
+        return max(int(settings.local_steps), int(getattr(settings, "uses", 1))) + 1
 
     def play(self, world: World) -> Observation:
         """Both rounds, played by a copy of the trainer."""
@@ -164,7 +167,7 @@ class TrainerRounds:
         charge = self._encoder.codec.sensitivity(self.unit)
         return RoundSeen(
             vectors=tuple(vectors),
-            charges=(charge,) * int(getattr(trainer, "charged_releases", 1)),
+            charges=(charge,) * _charged(trainer),
             seen={
                 **_written(seen, ""),
                 **heard,
@@ -303,6 +306,12 @@ def _step_of(unit: Unit) -> Step:
     return lambda trainer, parameters, collect: trainer.local_update(
         parameters, collect(parameters)
     )
+
+
+def _charged(trainer: UnitTrainer) -> int:
+    """Releases that a unit of this round is charged for; the later ones may not hold it."""
+    uses = getattr(getattr(trainer, "settings", None), "uses", 1)
+    return int(getattr(trainer, "charged_releases", uses))
 
 
 def _several(updates: Any) -> Sequence[Any]:

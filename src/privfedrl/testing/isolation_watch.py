@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -200,7 +201,18 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         for name in _slots(type(value)):
             if hasattr(value, name):
                 yield name, getattr(value, name)
-        yield from getattr(value, "__dict__", {}).items()
+        for name, child in getattr(value, "__dict__", {}).items():
+            if not _computed(type(value), name):
+                yield name, child
+
+
+def _computed(kind: type, name: str) -> bool:
+    """Whether an attribute of a frozen value is computed from its fields when first asked for.
+
+    Then it says no more than they do; of an object that can change it may be a memory.
+    """
+    frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
+    return frozen and isinstance(getattr(kind, name, None), cached_property)
 
 
 def _slots(kind: type) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ Notation: B trajectories, T steps, l_i the length of trajectory i, V the critic'
 value_scale, rho = pi(a|o) / pi_old(a|o), Q a network of action values.
 
     REINFORCE  w = whitened returns-to-go / sqrt(l)
-    A2C        w = A / (value_scale sqrt(l)),          v = (A + V_old - V) / (value_scale sqrt(l))
-    PPO        as A2C with w times rho where the clipped surrogate has a gradient, else 0
+    A2C        w = A / (value_scale advantage_scale sqrt(l)),         v = A / (value_scale sqrt(l))
+    PPO        as A2C, or without a critic as REINFORCE, with w times rho where the clipped
+               surrogate has a gradient, else 0
     DQN        w = huber'(r + gamma max_a' Q_target(o', a') - Q(o, a)) / sqrt(l), by value_scale
 
 References: docs/algorithms/*.md give the update equations, the units and the costs.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -51,9 +52,16 @@ class Objective:
         entropy_weight: factor of the entropy bonus, >= 0; 0 for DQN.
         gae_lambda: trace of A2C and PPO, in [0, 1].
         value_scale: public size of a return, > 0: critic and Q network learn value / value_scale.
+        advantage_scale: public size of an advantage over value_scale, > 0: the policy's part of a
+            row is divided by it before it is clipped. A2C, and PPO with a critic.
         clip_range: PPO's, > 0.
+        advantages: PPO's: "gae" from a critic, or "returns" whitened within the trajectory, which
+            needs none.
         guidance_weight: factor of KL(guide || pi), >= 0; the guide is the policy that collected.
         double: DQN's next action is chosen by the current network, its value by the target's.
+        reward_low, reward_high: public bounds to which every reward is clipped before anything else
+            is computed from it; released returns are those of the environment.
+        step_cost: subtracted from every clipped reward, a public constant.
     """
 
     algorithm: Algorithm = "reinforce"
@@ -62,9 +70,14 @@ class Objective:
     entropy_weight: float = 0.0
     gae_lambda: float = 0.95
     value_scale: float = 1.0
+    advantage_scale: float = 1.0
     clip_range: float = 0.2
+    advantages: Literal["gae", "returns"] = "gae"
     guidance_weight: float = 0.0
     double: bool = True
+    reward_low: float = -math.inf
+    reward_high: float = math.inf
+    step_cost: float = 0.0
 
     def __post_init__(self) -> None:
         check_discount(self.gamma, self.truncation)
@@ -77,16 +90,34 @@ class Objective:
             "guidance_weight": (0.0, math.inf),
             "gae_lambda": (0.0, 1.0),
             "value_scale": (1e-100, 1e100),
+            "advantage_scale": (1e-100, 1e100),
             "clip_range": (1e-6, 1e6),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ConfigurationError(f"{name} must be in [{low}, {high}], got {value!r}")
+        if not self.reward_low < self.reward_high:  # True for NaN too
+            raise ConfigurationError(
+                f"reward_low must be < reward_high, got {self.reward_low!r} and "
+                f"{self.reward_high!r}"
+            )
+        if not abs(self.step_cost) <= 1e20:
+            raise ConfigurationError(f"step_cost must be within +-1e20, got {self.step_cost!r}")
         self._check_truncation()
 
     def _check_truncation(self) -> None:
+        if self.advantages not in ("gae", "returns"):
+            raise ConfigurationError(
+                f"advantages must be 'gae' or 'returns', got {self.advantages!r}"
+            )
+        if self.advantages == "returns" and self.algorithm != "ppo":
+            raise ConfigurationError(
+                f"advantages = 'returns' is for 'ppo', got it for {self.algorithm!r}"
+            )
         allowed = ALGORITHMS[self.algorithm].truncations
+        if self.advantages == "returns":
+            allowed = ALGORITHMS["reinforce"].truncations
         if self.truncation not in allowed:
             raise ConfigurationError(
                 f"truncation must be one of {[t.value for t in allowed]} for "
@@ -98,10 +129,19 @@ class Objective:
                 f"values, got {self.entropy_weight!r} and {self.guidance_weight!r}"
             )
 
+    def shaped(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """The batch with the rewards to learn from; one that is not finite stays what it is."""
+        if (self.reward_low, self.reward_high, self.step_cost) == (-math.inf, math.inf, 0.0):
+            return batch
+        with np.errstate(invalid="ignore"):
+            clipped = np.clip(batch.rewards, self.reward_low, self.reward_high) - self.step_cost
+        usable = np.isfinite(batch.rewards) & batch.mask
+        return replace(batch, rewards=np.where(usable, clipped, batch.rewards).astype(np.float32))
+
     @property
     def has_critic(self) -> bool:
         """Whether the policy needs a critic beside it."""
-        return ALGORITHMS[self.algorithm].critic
+        return ALGORITHMS[self.algorithm].critic and self.advantages == "gae"
 
 
 class Models(NamedTuple):
@@ -135,15 +175,15 @@ def signals(models: Models, batch: TrajectoryBatch, objective: Objective) -> Sig
     """
     rule = ALGORITHMS[objective.algorithm]
     policy = models.current.policy
-    if (policy.critic_hidden is not None) != rule.critic:
-        wanted = "a critic" if rule.critic else "no critic"
+    if (policy.critic_hidden is not None) != objective.has_critic:
+        wanted = "a critic" if objective.has_critic else "no critic"
         raise ConfigurationError(f"policy must have {wanted} for {objective.algorithm!r}")
     if (policy.action == "q-values") != rule.q_values:
         raise ConfigurationError(
             f"action must {'' if rule.q_values else 'not '}be 'q-values' for "
             f"{objective.algorithm!r}, got {policy.action!r}"
         )
-    weights, values = rule.signals(models, batch, objective)
+    weights, values = rule.signals(models, objective.shaped(batch), objective)
     return Signals(_masked(weights, batch), None if values is None else _masked(values, batch))
 
 
@@ -161,17 +201,19 @@ def _reinforce(
 
 def _a2c(models: Models, batch: TrajectoryBatch, objective: Objective) -> tuple[Float64, Float64]:
     advantages, errors, lengths = _advantages(models.current, batch, objective)
-    return advantages / lengths, errors / lengths
+    return advantages / (objective.advantage_scale * lengths), errors / lengths
 
 
-def _ppo(models: Models, batch: TrajectoryBatch, objective: Objective) -> tuple[Float64, Float64]:
-    advantages, errors, lengths = _advantages(models.current, batch, objective)
+def _ppo(
+    models: Models, batch: TrajectoryBatch, objective: Objective
+) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
+    first = _a2c if objective.has_critic else _reinforce
+    weights, errors = first(models, batch, objective)
+    if models.behaviour is None:
+        return weights, errors
     with np.errstate(over="ignore", invalid="ignore"):
-        if models.behaviour is None:
-            return advantages / lengths, errors / lengths
-        gap = _log_p(models.current, batch) - _log_p(models.behaviour, batch)
-        weights = surrogate_weights(np.exp(gap), advantages, objective.clip_range)
-    return np.asarray(weights, dtype=np.float64) / lengths, errors / lengths
+        ratio = np.exp(_log_p(models.current, batch) - _log_p(models.behaviour, batch))
+        return surrogate_weights(ratio, weights, objective.clip_range), errors
 
 
 def _advantages(

@@ -31,7 +31,7 @@ from privfedrl.training.ppo_learner import PpoLearner
 from privfedrl.training.private_step import private_rows, unit_rows
 from privfedrl.training.settings import TrainerSettings
 from privfedrl.training.subjects import Grouping, grouped
-from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused
+from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused, hooks
 
 __all__ = ["LocalTrainer"]
 
@@ -45,7 +45,8 @@ class LocalTrainer:
     Args:
         policy: shape of the policy, with a critic where the algorithm needs one.
         gradient: how per-trajectory gradients are computed: ``fused``, or ``hooks`` of Opacus;
-            they agree to float rounding (``trajectory_gradients``).
+            they agree to float rounding (``trajectory_gradients``). None = ``fused``, or ``hooks``
+            for a recurrent policy, which has no other.
         rng: of the order in which a learner inside an AGENT sees its samples; from the system if
             None. Noise and keys never come from it.
     """
@@ -56,12 +57,12 @@ class LocalTrainer:
         settings: TrainerSettings,
         *,
         dtype: torch.dtype = torch.float32,
-        gradient: TrajectoryGradient = fused,
+        gradient: TrajectoryGradient | None = None,
         rng: np.random.Generator | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
-        self._gradient = gradient
+        self._gradient = gradient or (hooks if policy.recurrent else fused)
         self._dtype = dtype
         self._network = TorchMlp(policy, dtype=dtype)
         self._used: Counter[bytes] = Counter()
@@ -182,7 +183,8 @@ class LocalTrainer:
     def _improved(self, theta: Float, batch: TrajectoryBatch, published: Float) -> Float:
         """One local step of an AGENT."""
         if self._learner is not None:
-            return self._learner.improve(theta, batch, global_parameters=published)
+            shaped = self.settings.objective.shaped(batch)
+            return self._learner.improve(theta, shaped, global_parameters=published)
         rows, _ = self._raw_rows(self._models(theta, published, None), batch, None)
         mean = np.asarray(rows.sum(axis=0) / max(len(rows), 1), dtype=np.float64)
         return theta + self.settings.learning_rate * mean

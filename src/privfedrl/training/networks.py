@@ -3,10 +3,11 @@
 Guarantee: ``TorchMlp(policy)`` with the same flat parameters computes the same outputs as the numpy
 forward pass of ``policy``, up to float rounding.
 
-Layout of the flat vector (d coordinates): for each layer of the actor the weights row-major
-[out, in], then the biases [out]; then, for continuous actions, the log standard deviations [k];
-then the critic's layers, if there is one. Hidden activations are tanh. Outputs are logits [.., n]
-(categorical), Q values [.., n] or means [.., k] (diagonal Gaussian), and a value [..].
+Layout of the flat vector (d coordinates): of a recurrent policy first the two layers of its GRU;
+for each layer of the actor the weights row-major [out, in], then the biases [out]; then, for
+continuous actions, the log standard deviations [k]; then the critic's layers, if there is one.
+Hidden activations are tanh. Outputs are logits [.., n] (categorical), Q values [.., n] or means
+[.., k] (diagonal Gaussian), and a value [..].
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privfedrl.errors import ConfigurationError
+from privfedrl.errors import ConfigurationError, MissingExtraError
 from privfedrl.rollout.policies import MlpPolicy
 
 __all__ = [
@@ -59,10 +60,15 @@ class LogStd(nn.Module):
 class TorchMlp(nn.Module):
     """A tanh multilayer perceptron with a head for actions, and perhaps a critic beside it.
 
+    A recurrent policy has Opacus' DPGRU before the actor, whose state is zero at step 0.
+
     Args:
         policy: the architecture.
         parameters: float [d], the flat vector; zeros if omitted.
         dtype: torch.float32 (default) or torch.float64.
+    Raises:
+        ConfigurationError: the parameters do not fit the policy.
+        MissingExtraError: the policy is recurrent and opacus is not installed.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class TorchMlp(nn.Module):
         self.discrete = policy.action != "gaussian"
         self.observation_size = policy.observation_size
         self.num_outputs = policy.action_size
+        self.memory = _memory(policy, dtype) if policy.recurrent else None
         self.layers = _linear(policy.layers, dtype)
         self.log_std = None if self.discrete else LogStd(policy.action_size).to(dtype)
         has_critic = policy.critic_hidden is not None
@@ -104,8 +111,16 @@ class TorchMlp(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(self, observations: Tensor) -> Outputs:
-        """[.., obs] -> :class:`Outputs`."""
-        head = _through(self.layers, observations)
+        """[.., obs] -> :class:`Outputs`; whole trajectories [B, T, obs] for a recurrent policy."""
+        seen = observations
+        if self.memory is not None:
+            if observations.dim() != 3:
+                raise ConfigurationError(
+                    f"observations of a recurrent policy must be [B, T, {self.observation_size}], "
+                    f"got {list(observations.shape)}"
+                )
+            seen, _last = self.memory(observations)
+        head = _through(self.layers, seen)
         # detached: it gives the shape only, and a hook waits for ever on an input without gradient
         log_std = None if self.log_std is None else self.log_std(head.detach())
         value = None if self.critic is None else _through(self.critic, observations)[..., 0]
@@ -167,6 +182,18 @@ def divergences(reference: Outputs, outputs: Outputs) -> Tensor:
     ratio = torch.exp(2.0 * (reference.log_std - outputs.log_std))
     apart = outputs.log_std - reference.log_std
     return (apart + 0.5 * (ratio + gap * gap - 1.0)).sum(dim=-1)
+
+
+def _memory(policy: MlpPolicy, dtype: torch.dtype) -> nn.Module:
+    """Opacus' GRU of one layer over [B, T, obs]; its parameters come in the flat order."""
+    try:
+        from opacus.layers import DPGRU
+    except ImportError as error:
+        raise MissingExtraError("opacus", extra="rl") from error
+    # its own initialisation draws from torch's global generator, for nothing
+    with torch.random.fork_rng(devices=[]):
+        memory: nn.Module = DPGRU(policy.observation_size, policy.recurrent, batch_first=True)
+    return memory.to(dtype)
 
 
 def _linear(layers: tuple[tuple[int, int], ...], dtype: torch.dtype) -> nn.ModuleList:

@@ -69,7 +69,11 @@ def load_policy(
 
 def _describe(policy: MlpPolicy) -> str:
     hidden = ",".join(map(str, policy.hidden))
-    actor = f"mlp tanh {policy.observation_size} [{hidden}] {policy.action} {policy.action_size}"
+    memory = f" gru {policy.recurrent}" if policy.recurrent else ""
+    actor = (
+        f"mlp tanh {policy.observation_size}{memory} [{hidden}] {policy.action} "
+        f"{policy.action_size}"
+    )
     if policy.bounds is not None:
         actor += f" squashed into [{policy.bounds[0]!r}, {policy.bounds[1]!r}]"
     if policy.critic_hidden is None:

@@ -156,7 +156,7 @@ class PpoLearner:
         settings: see :class:`PpoSettings`.
         rng: draws the order of the samples, and a private critic's first parameters.
     Raises:
-        ConfigurationError: no critic, two critics, or a policy of Q values.
+        ConfigurationError: no critic, two critics, a policy of Q values or a recurrent one.
     """
 
     def __init__(
@@ -164,6 +164,11 @@ class PpoLearner:
     ) -> None:
         if policy.action == "q-values":
             raise ConfigurationError("policy must be 'categorical' or 'gaussian', got 'q-values'")
+        if policy.recurrent:
+            raise ConfigurationError(
+                f"recurrent must be 0 for a learner, got {policy.recurrent}: its minibatches tear "
+                "trajectories apart"
+            )
         private = settings.private_critic_hidden
         if (policy.critic_hidden is None) == (private is None):
             raise ConfigurationError(

@@ -11,10 +11,12 @@ where score is log pi, or Q for a head of Q values, and w and v are constants th
 computed (``signals``). Nothing in it depends on another trajectory. Masked steps contribute
 nothing; a trajectory without steps is a zero row. For a fixed batch shape the other rows keep every
 bit when one trajectory is replaced by an absent one: no kernel is chosen, and no step is packed
-away, by what the data are.
+away, by what the data are. The memory of a recurrent network runs from step to step within a row;
+it is never packed by lengths, and masked steps come after all others.
 
 Notation: B trajectories, T steps, d parameters, delta = dL/d(pre-activation) of a layer.
-The three paths share one signature and agree to float rounding. Layers contract to whole-trajectory
+The three paths share one signature and agree to float rounding; recurrent networks have the last
+two only. Layers contract to whole-trajectory
 rows, so no per-step gradient is ever built; ghost clipping (a T x T Gram matrix per trajectory and
 layer, and known to reuse stale norms) is deliberately absent.
 """
@@ -126,8 +128,13 @@ def fused(
     Returns:
         [B, d] in the order of ``TorchMlp.flat``. No autograd graph is built or kept.
     Raises:
-        ConfigurationError: the batch does not fit the network or the weights.
+        ConfigurationError: the batch does not fit the network or the weights, or the network is
+            recurrent (its steps depend on each other: use :func:`hooks`).
     """
+    if network.memory is not None:
+        raise ConfigurationError(
+            f"recurrent must be 0 for fused gradients, got {network.policy.recurrent}: use hooks"
+        )
     steps = prepare(network, batch, weights, terms)
     count, horizon = steps.weights.shape
     rows = steps.weights.new_zeros((count, network.num_parameters))
@@ -158,9 +165,9 @@ def hooks(
     observations = steps.observations.detach().requires_grad_()
     # asking for these gradients alone fires every hook, and spares the summed parameter gradients
     # that an ordinary backward pass would compute beside the samples
-    asked = [observations, *(m.value for m in sampled.modules() if isinstance(m, LogStd))]
+    asked = [observations, *_beside_observations(sampled)]
     with warnings.catch_warnings():
-        # torch notes that the log standard deviation has no input with a gradient: rightly
+        # torch notes modules that have no input with a gradient: rightly
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         value = objective(sampled(observations), steps, network.policy.action)
         value.backward(inputs=asked)
@@ -375,6 +382,19 @@ def _grad_sample_module(network: TorchMlp) -> torch.nn.Module:
         copy.deepcopy(network), batch_first=True, loss_reduction="sum"
     )
     return wrapped
+
+
+def _beside_observations(network: torch.nn.Module) -> list[Tensor]:
+    """Parameters of modules that are not, at every call, on a path from the observations.
+
+    The log standard deviation, and what a GRU makes of its state, which is a constant at step 0:
+    asked for with the observations, all their hooks fire.
+    """
+    from opacus.layers.dp_rnn import DPGRUCell
+
+    log_std = [module.value for module in network.modules() if isinstance(module, LogStd)]
+    cells = [module.hh.bias for module in network.modules() if isinstance(module, DPGRUCell)]
+    return [*log_std, *cells]
 
 
 def _log_std_grad_sample(
