@@ -31,8 +31,11 @@ ALLOWED = {
     "rollout": {"errors", "envs"},
     "training": {"errors", "durable_files", "rollout", "privacy.units"},
     # a plan names the parameters of all of them
-    "plan": {"errors", "privacy.units", "plan_rules", "plan_values"},
-    "plan_rules": {"plan"},
+    "plan": {"errors", "privacy.units", "plan_rules", "plan_sections", "plan_values"},
+    "plan_sections": set(),
+    "plan_rules": {"plan", "plan_numbers", "plan_training_rules"},
+    "plan_training_rules": {"plan", "plan_numbers"},
+    "plan_numbers": set(),
     "plan_values": set(),
     # where the two sides meet
     "federation": {
@@ -81,7 +84,10 @@ THIRD_PARTY = {
     "audit": set(),
     "testing": {"numpy", "scipy", "cryptography", "msgspec", "hypothesis"},
     "plan": set(),
+    "plan_sections": set(),
     "plan_rules": set(),
+    "plan_training_rules": set(),
+    "plan_numbers": set(),
     "plan_values": set(),
     "errors": set(),
     "durable_files": set(),

@@ -30,14 +30,15 @@ Protection = Annotated[
 def protected_by(plan: Plan, kind: ProtectionName | None) -> Plan:
     """``plan``, with its ``protection.kind`` replaced if one is given.
 
-    What only the plan's own kind of encryption has (its lattice, who re-adds) goes with it.
+    What only the plan's own kind has (its lattice, who re-adds, the coordinator that a sparse graph
+    holds against) goes with it.
 
     Raises:
         ConfigurationError: the rest of the plan does not allow it.
     """
     if kind is None or kind.value == plan.protection.kind:
         return plan
-    changes = {"kind": kind.value, "parameter_set": None}
+    changes = {"kind": kind.value, "parameter_set": None, "server": "malicious"}
     if kind in (ProtectionName.PAIRWISE, ProtectionName.NONE):
         changes["readding"] = "key-authority"  # the default, which says nothing there
     return plan.replace("protection", **changes)

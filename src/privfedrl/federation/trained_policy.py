@@ -93,7 +93,7 @@ class TrainedPolicy:
     def evaluate(
         self, spec: EnvSpec, *, episodes: int, seed: int, sampled: bool = False
     ) -> Evaluation:
-        """Episodes of at most the plan's horizon; see :func:`privfedrl.rollout.evaluate`."""
+        """Episodes of at most the plan's horizon; see ``rollout.evaluate``."""
         return evaluate(
             self.policy,
             self.parameters,
@@ -112,7 +112,7 @@ class TrainedPolicy:
         seed: int,
         sampled: bool = False,
     ) -> Evaluation:
-        """One episode past ``show``; see :func:`privfedrl.rollout.film.film`."""
+        """One episode past ``show``; see ``rollout.film``."""
         return film(
             self.policy,
             self.parameters,

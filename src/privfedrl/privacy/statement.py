@@ -53,10 +53,11 @@ _SIGNATURE_PREFIX = "ed25519:"
 # one spelling per signature: bytes.fromhex would also take blanks and capitals
 _SIGNATURE = re.compile(r"ed25519:([0-9a-f]{128})")
 _BLANK = {"", "?", "n/a", "na", "null", "tbd", "todo", "not applicable"}
-_RULE = {
-    "trajectory": "maximum over rounds",
-    "person": "sum over participations",
-    "agent": "sum over participations",
+# a trajectory that is used once is in one round; one that is used again takes part in several
+_RULES = {
+    "trajectory": {"maximum over rounds", "sum over participations"},
+    "person": {"sum over participations"},
+    "agent": {"sum over participations"},
 }
 _DETERMINISTIC = "NO PRIVACY: deterministic generator"
 _IN_THE_CLEAR = "NO CRYPTOGRAPHIC PROTECTION"
@@ -139,9 +140,9 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         self._checked()
         self._check_dates()
-        if self.accountant.rule != _RULE[self.unit.unit]:
+        if self.accountant.rule not in (allowed := _RULES[self.unit.unit]):
             raise PrivacyError(
-                f"accountant.rule must be {_RULE[self.unit.unit]!r} for the unit "
+                f"accountant.rule must be one of {sorted(allowed)} for the unit "
                 f"{self.unit.unit!r}, got {self.accountant.rule!r}"
             )
         if not self.voided and isinstance(self.epsilon.claims, str):

@@ -76,7 +76,7 @@ def collect_fleet(
 ) -> list[TrajectoryBatch | EnvironmentFault]:
     """B trajectories of every agent, with the same policy; entry k belongs to agent k.
 
-    A CartPole fleet with one time limit is rolled as one block of K * B rows. Other agents are
+    A fleet of one numpy family with one time limit is rolled as one block of K * B rows. Other agents are
     rolled one by one: by ``workers`` (one agent's batch per process at a time), or in this process
     without them. All ways give the same trajectories and leave the generators in the same state.
 
