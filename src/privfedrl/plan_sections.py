@@ -133,6 +133,9 @@ class TrainingPlan:
             action, falling linearly over that fraction of the rounds; a public schedule.
         guidance_weight: weight of KL(published policy || policy), which keeps later epochs and
             local steps near the policy that collected; >= 0, not for "dqn".
+        behaviour_mixture: in [0, 1): in so many steps of the later local batches the published
+            policy acts instead of the agent's own; ratios are those to the mixture. Unit "agent"
+            with local_steps > 1.
         local_steps: batches an agent learns from before it sends; more needs unit "agent",
             or mechanism "local-skellam".
         local_learning_rate: step size of local steps (strategy "fedavg"); of Adam where a learner
@@ -159,6 +162,7 @@ class TrainingPlan:
     exploration_end: float = 0.05
     exploration_fraction: float = 0.5
     guidance_weight: float = 0.0
+    behaviour_mixture: float = 0.0
     local_steps: int = 1
     local_learning_rate: float = 1.0
     learner: AgentLearner | None = None

@@ -50,6 +50,7 @@ def _value_rules(plan: Plan) -> list[str]:
         *number("training.gamma", training.gamma, low=0.0, high=1.0, open_low=True),
         *number("training.entropy_weight", training.entropy_weight, low=0.0, high=1e3),
         *number("training.guidance_weight", training.guidance_weight, low=0.0, high=1e3),
+        *number("training.behaviour_mixture", training.behaviour_mixture, low=0.0, high=0.99),
         *number("training.value_scale", training.value_scale, low=1e-9, high=1e9),
         *number("training.advantage_scale", training.advantage_scale, low=1e-9, high=1e9),
         *number("training.clip_range", training.clip_range, low=1e-3, high=1e3),
@@ -241,6 +242,13 @@ def _unit_rules(plan: Plan) -> list[str]:
         problems.append(
             f"privacy.correlation_bands needs trajectories that are used once, got {uses} uses: a "
             "unit in several neighbouring releases would meet noise that cancels; leave one out"
+        )
+    if training.behaviour_mixture and (privacy.unit != "agent" or training.local_steps == 1):
+        problems.append(
+            "training.behaviour_mixture needs unit 'agent' and training.local_steps > 1, got "
+            f"{training.behaviour_mixture!r} with unit {privacy.unit!r} and "
+            f"{training.local_steps} local steps: elsewhere the policy that collects is the "
+            "published one"
         )
     if training.guidance_weight and _never_moves(plan):
         problems.append(

@@ -127,6 +127,7 @@ def _objective(plan: Plan) -> Objective:
         clip_range=training.clip_range,
         advantages=training.advantages,
         guidance_weight=training.guidance_weight,
+        behaviour_mixture=training.behaviour_mixture,
         reward_low=-math.inf if training.reward_low is None else training.reward_low,
         reward_high=math.inf if training.reward_high is None else training.reward_high,
         step_cost=training.step_cost,
@@ -165,6 +166,7 @@ def _learner(plan: Plan) -> PpoSettings | DqnSettings | None:
         normalise_observations=chosen.normalise_observations,
         target_kl=chosen.target_kl,
         guidance_weight=training.guidance_weight,
+        behaviour_mixture=training.behaviour_mixture,
         private_critic_hidden=chosen.private_critic,
     )
 

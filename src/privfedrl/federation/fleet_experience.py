@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from privfedrl.envs import EnvSpec, heterogeneous, nominal
 from privfedrl.errors import ConfigurationError, EnvironmentFault
+from privfedrl.federation.local_experience import guide_of
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.plan import Plan
 from privfedrl.privacy import Unit
@@ -77,6 +78,7 @@ class FleetExperience:
         self._specs = tuple(specs)
         self._seed = seed
         self._workers = workers
+        self._published: NDArray[np.float64] | None = None
         self._ready: dict[int, TrajectoryBatch | EnvironmentFault] = {}
         self.collected: dict[int, TrajectoryBatch | EnvironmentFault] = {}
         """Oracle, simulation only: what each agent collected last, as a round's first batch."""
@@ -88,6 +90,7 @@ class FleetExperience:
     ) -> None:
         """Collect the first batch of ``agents``, those that take part and need a fresh one."""
         self.steps = 0
+        self._published = parameters.copy()
         batches = self._collect(parameters, agents, round_index, attempt, 0)
         self._ready = dict(zip(agents, batches, strict=True))
         if self._setup.plan.collects(round_index):
@@ -129,6 +132,7 @@ class FleetExperience:
             ],
             workers=self._workers,
             exploration=self._setup.plan.exploration(round_index),
+            guide=guide_of(self._setup.plan, self._published, step),
         )
         self.steps += sum(
             int(batch.lengths.sum()) for batch in found if isinstance(batch, TrajectoryBatch)

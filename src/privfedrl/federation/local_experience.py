@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from privfedrl.envs import EnvSpec, VectorEnv, make_vector_env
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.setup import RoundSetup
-from privfedrl.rollout import TrajectoryBatch, collect
+from privfedrl.plan import Plan
+from privfedrl.rollout import Guide, TrajectoryBatch, collect
 
-__all__ = ["LocalExperience"]
+__all__ = ["LocalExperience", "guide_of"]
+
+
+def guide_of(plan: Plan, published: NDArray[np.float64] | None, step: int) -> Guide | None:
+    """The round's published policy, which acts in some of the later local steps; else None."""
+    share = plan.training.behaviour_mixture
+    return Guide(published, share) if share and step and published is not None else None
 
 
 class LocalExperience:
@@ -50,23 +57,32 @@ class LocalExperience:
             environment = replace(environment, action_repeat=fleet.action_repeat)
         self._environment = environment
         self._rng = np.random.default_rng() if rng is None else rng
+        self._published: NDArray[np.float64] | None = None
 
     def __call__(
         self, parameters: NDArray[np.float64], round_index: int, attempt: int, step: int
     ) -> TrajectoryBatch:
         """Fresh trajectories under ``parameters``; only a public schedule looks at the round."""
-        exploration = self._setup.plan.exploration(round_index)
+        plan = self._setup.plan
+        exploration = plan.exploration(round_index)
+        if step == 0:
+            self._published = parameters.copy()
+        guide = guide_of(plan, self._published, step)
         fleet = self._setup.plan.fleet
         if not isinstance(self._environment, EnvSpec):
-            return self._collect(self._environment, parameters, exploration)
+            return self._collect(self._environment, parameters, exploration, guide)
         env = make_vector_env(self._environment, fleet.trajectories)
         try:
-            return self._collect(env, parameters, exploration)
+            return self._collect(env, parameters, exploration, guide)
         finally:
             env.close()
 
     def _collect(
-        self, env: VectorEnv, parameters: NDArray[np.float64], exploration: float
+        self,
+        env: VectorEnv,
+        parameters: NDArray[np.float64],
+        exploration: float,
+        guide: Guide | None,
     ) -> TrajectoryBatch:
         return collect(
             self._setup.policy,
@@ -75,4 +91,5 @@ class LocalExperience:
             horizon=self._setup.plan.fleet.horizon,
             rng=self._rng,
             exploration=exploration,
+            guide=guide,
         )

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from privfedrl.rollout.collect import collect, collect_fleet
 from privfedrl.rollout.evaluate import greedy_return
+from privfedrl.rollout.mixture import Guide
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.returns import returns_to_go, whiten_per_trajectory
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.rollout.workers import RolloutWorkers
 
 __all__ = [
+    "Guide",
     "MlpPolicy",
     "RolloutWorkers",
     "TrajectoryBatch",

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.envs import EnvSpec, VectorEnv, fits_one_block, make_fleet_env, make_vector_env
 from privfedrl.errors import ConfigurationError, EnvironmentFault
+from privfedrl.rollout.mixture import BoundMixture, Guide
 from privfedrl.rollout.policies import BoundPolicy, MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 
@@ -42,6 +43,7 @@ def collect(
     horizon: int,
     rng: np.random.Generator,
     exploration: float = 0.0,
+    guide: Guide | None = None,
 ) -> TrajectoryBatch:
     """One trajectory per row of ``env``.
 
@@ -50,6 +52,7 @@ def collect(
         horizon: most steps of a trajectory; a row cut here counts as truncated.
         rng: the agent's generator; first the resets, then the draws of 32 steps at a time.
         exploration: probability of a random action of a policy of Q values; a public number.
+        guide: a policy of the same shape that acts in some steps, see ``mixture``; None = never.
     Returns:
         B = env.num_envs trajectories; one whose environment failed is absent, the others are not
         touched by that. T is the longest trajectory of the batch, not the horizon:
@@ -59,7 +62,7 @@ def collect(
         EnvironmentFault: see ``VectorEnv.step``.
     """
     return roll_block(
-        policy, parameters, env, horizon=horizon, rngs=[rng], exploration=exploration
+        policy, parameters, env, horizon=horizon, rngs=[rng], exploration=exploration, guide=guide
     )[0]
 
 
@@ -73,12 +76,14 @@ def collect_fleet(
     rngs: Generators,
     workers: RolloutWorkers | None = None,
     exploration: float = 0.0,
+    guide: Guide | None = None,
 ) -> list[TrajectoryBatch | EnvironmentFault]:
     """B trajectories of every agent, with the same policy; entry k belongs to agent k.
 
-    A fleet of one numpy family with one time limit is rolled as one block of K * B rows. Other agents are
-    rolled one by one: by ``workers`` (one agent's batch per process at a time), or in this process
-    without them. All ways give the same trajectories and leave the generators in the same state.
+    A fleet of one numpy family with one time limit is rolled as one block of K * B rows. Other
+    agents are rolled one by one: by ``workers`` (one agent's batch per process at a time), or in
+    this process without them. All ways give the same trajectories and leave the generators in the
+    same state.
 
     Args:
         specs: K environments.
@@ -108,6 +113,7 @@ def collect_fleet(
             horizon=horizon,
             rngs=rngs,
             exploration=exploration,
+            guide=guide,
         )
     return [
         _collect_alone(
@@ -118,6 +124,7 @@ def collect_fleet(
             horizon=horizon,
             rng=rng,
             exploration=exploration,
+            guide=guide,
         )
         for spec, rng in zip(specs, rngs, strict=True)
     ]
@@ -132,13 +139,20 @@ def _collect_alone(
     horizon: int,
     rng: np.random.Generator,
     exploration: float,
+    guide: Guide | None,
 ) -> TrajectoryBatch | EnvironmentFault:
     """One agent in this process; a fault of its environment becomes the result."""
     try:
         env = make_vector_env(spec, num_trajectories)
         try:
             return collect(
-                policy, parameters, env, horizon=horizon, rng=rng, exploration=exploration
+                policy,
+                parameters,
+                env,
+                horizon=horizon,
+                rng=rng,
+                exploration=exploration,
+                guide=guide,
             )
         finally:
             env.close()
@@ -155,6 +169,7 @@ def roll_block(
     rngs: Generators,
     greedy: bool = False,
     exploration: float = 0.0,
+    guide: Guide | None = None,
 ) -> list[TrajectoryBatch]:
     """Roll all rows of ``env``; agent k owns the k-th of ``len(rngs)`` equal shares of rows.
 
@@ -163,14 +178,14 @@ def roll_block(
     check_policy_fits(policy, env)
     if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
         raise ConfigurationError(f"horizon must be an integer >= 1, got {horizon!r}")
-    bound = policy.bind(parameters, exploration=exploration)
+    bound = _bound(policy, parameters, exploration, guide)
     progress = _Progress(env.num_envs, len(rngs))
     observations = env.reset(rngs)
     bound.begin(env.num_envs)
     chunks: list[_Chunk] = []
     while progress.running.size and progress.steps < horizon:
         length = min(_CHUNK, horizon - progress.steps)
-        draws = None if greedy else _draws(policy, rngs, progress, length)
+        draws = None if greedy else _draws(bound, rngs, progress, length)
         chunk = _Chunk.empty(progress, length, env, policy)
         observations = _roll_chunk(bound, env, observations, chunk, draws)
         chunks.append(chunk)
@@ -181,6 +196,19 @@ def roll_block(
             observations = observations[kept]
     progress.forget(sorted(env.failures))
     return [_assemble(chunks, progress, agent) for agent in range(len(rngs))]
+
+
+def _bound(
+    policy: MlpPolicy,
+    parameters: NDArray[np.floating],
+    exploration: float,
+    guide: Guide | None,
+) -> BoundPolicy | BoundMixture:
+    own = policy.bind(parameters, exploration=exploration)
+    if guide is None:
+        return own
+    other = policy.bind(guide.parameters, exploration=exploration)
+    return BoundMixture(policy, own, other, guide.probability)
 
 
 def check_policy_fits(policy: MlpPolicy, env: VectorEnv) -> None:
@@ -270,7 +298,7 @@ def _empty_actions(policy: MlpPolicy, shape: tuple[int, int]) -> Actions:
 
 
 def _draws(
-    policy: MlpPolicy, rngs: Generators, progress: _Progress, length: int
+    bound: BoundPolicy | BoundMixture, rngs: Generators, progress: _Progress, length: int
 ) -> NDArray[np.float32]:
     """Random numbers [length, n, ...]; an agent draws, for all its rows, while any of them runs."""
     agents = progress.running // progress.share
@@ -278,21 +306,22 @@ def _draws(
     for agent, rng in enumerate(rngs):
         rows = progress.running[agents == agent] - agent * progress.share
         if rows.size:
-            block = policy.draws(rng, length, progress.share)
+            block = bound.draws(rng, length, progress.share)
             blocks.append(block if rows.size == progress.share else block[:, rows])
     return np.ascontiguousarray(np.concatenate(blocks, axis=1))
 
 
 def _roll_chunk(
-    bound: BoundPolicy,
+    bound: BoundPolicy | BoundMixture,
     env: VectorEnv,
     observations: NDArray[np.float32],
     chunk: _Chunk,
     draws: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
     """Step all rows until the chunk is full or every row has ended; returns what they see last."""
-    forward, sample, greedy, step = bound.forward, bound.sample, bound.greedy, env.step
-    outward = bound.to_environment
+    acting: Any = bound  # what forward gives goes to sample or greedy of the same object only
+    forward, sample, greedy, step = acting.forward, acting.sample, acting.greedy, env.step
+    outward = acting.to_environment
     count, n = np.count_nonzero, chunk.rows.size
     used = 0
     for used in range(1, chunk.rewards.shape[0] + 1):

@@ -218,6 +218,10 @@ class BoundPolicy:
         inputs = [self._memory if policy.recurrent else self._inputs, *self._hidden]
         self._plan = list(zip(self._matrices, inputs, outs, strict=True))
 
+    def draws(self, rng: np.random.Generator, steps: int, rows: int) -> Float32:
+        """See ``MlpPolicy.draws``."""
+        return self.policy.draws(rng, steps, rows)
+
     def forward(self, observations: Float32) -> Float32:
         """Logits, Q values or means, float32 [n, o], for observations [n, observation_size].
 

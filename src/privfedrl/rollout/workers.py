@@ -30,6 +30,7 @@ from privfedrl.errors import (
     MissingExtraError,
 )
 from privfedrl.rollout.collect import collect
+from privfedrl.rollout.mixture import Guide
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 
@@ -52,6 +53,7 @@ class _Job:
     horizon: int
     rng: np.random.Generator
     exploration: float
+    guide: Guide | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,7 @@ class RolloutWorkers:
         horizon: int,
         rngs: Sequence[np.random.Generator],
         exploration: float = 0.0,
+        guide: Guide | None = None,
     ) -> list[TrajectoryBatch | EnvironmentFault]:
         """As ``collect_fleet``; advances ``rngs`` as rolling in this process would."""
         if self._closed:
@@ -123,6 +126,7 @@ class RolloutWorkers:
                 horizon=horizon,
                 rng=rng,
                 exploration=exploration,
+                guide=guide,
             )
             for spec, rng in zip(specs, rngs, strict=True)
         ]
@@ -260,6 +264,7 @@ def _answer(job: _Job, envs: dict[tuple[EnvSpec, int], VectorEnv]) -> _Answer:
             horizon=job.horizon,
             rng=job.rng,
             exploration=job.exploration,
+            guide=job.guide,
         )
     except (EnvironmentFault, ConfigurationError, MissingExtraError) as error:
         if env is not None:  # a faulty environment is not kept

@@ -58,6 +58,8 @@ class Objective:
         advantages: PPO's: "gae" from a critic, or "returns" whitened within the trajectory, which
             needs none.
         guidance_weight: factor of KL(guide || pi), >= 0; the guide is the policy that collected.
+        behaviour_mixture: p in [0, 1): the behaviour policy acted in a share p of the steps and the
+            current one in the others; REINFORCE weighs each step by pi / mixture.
         double: DQN's next action is chosen by the current network, its value by the target's.
         reward_low, reward_high: public bounds to which every reward is clipped before anything else
             is computed from it; released returns are those of the environment.
@@ -74,6 +76,7 @@ class Objective:
     clip_range: float = 0.2
     advantages: Literal["gae", "returns"] = "gae"
     guidance_weight: float = 0.0
+    behaviour_mixture: float = 0.0
     double: bool = True
     reward_low: float = -math.inf
     reward_high: float = math.inf
@@ -89,6 +92,7 @@ class Objective:
             "entropy_weight": (0.0, math.inf),
             "guidance_weight": (0.0, math.inf),
             "gae_lambda": (0.0, 1.0),
+            "behaviour_mixture": (0.0, 0.99),
             "value_scale": (1e-100, 1e100),
             "advantage_scale": (1e-100, 1e100),
             "clip_range": (1e-6, 1e6),
@@ -196,7 +200,12 @@ def _reinforce(
     models: Models, batch: TrajectoryBatch, objective: Objective
 ) -> tuple[NDArray[np.floating], None]:
     weights = trajectory_weights(batch, gamma=objective.gamma, truncation=objective.truncation)
-    return weights, None
+    share = objective.behaviour_mixture
+    if not share or models.behaviour is None:
+        return weights, None
+    own, guide = _log_p(models.current, batch), _log_p(models.behaviour, batch)
+    mixed = np.logaddexp(math.log1p(-share) + own, math.log(share) + guide)
+    return weights * np.exp(own - mixed), None
 
 
 def _a2c(models: Models, batch: TrajectoryBatch, objective: Objective) -> tuple[Float64, Float64]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from privfedrl.training.metric_coordinates import row_groups
 from privfedrl.training.networks import TorchMlp
 from privfedrl.training.ppo_learner import PpoLearner
 from privfedrl.training.private_step import private_rows, unit_rows
+from privfedrl.training.reinforce import Truncation
 from privfedrl.training.settings import TrainerSettings
 from privfedrl.training.subjects import Grouping, grouped
 from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused, hooks
@@ -184,6 +186,9 @@ class LocalTrainer:
         """One local step of an AGENT."""
         if self._learner is not None:
             shaped = self.settings.objective.shaped(batch)
+            if self.settings.objective.truncation is Truncation.NONE:
+                # a cut is an end: nothing lies beyond it
+                shaped = replace(shaped, terminated=np.ones_like(shaped.terminated))
             return self._learner.improve(theta, shaped, global_parameters=published)
         rows, _ = self._raw_rows(self._models(theta, published, None), batch, None)
         mean = np.asarray(rows.sum(axis=0) / max(len(rows), 1), dtype=np.float64)

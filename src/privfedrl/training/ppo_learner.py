@@ -14,7 +14,7 @@ of an action under the new policy over that under the old one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -75,6 +75,8 @@ class PpoSettings:
         target_kl: stop the round when the mean KL from the old policy, estimated on a minibatch,
             exceeds 1.5 times this; None: never.
         guidance_weight: weight of the mean KL(published policy || policy) on local states.
+        behaviour_mixture: p in [0, 1): the published policy acted in a share p of the steps, so
+            ratios are to the mixture; 0: the policy that is improved acted alone.
         private_critic_hidden: tanh layers of a critic that stays inside the agent, for a policy
             that has none: half the coordinates to be noised, and no clip norm spent on values.
     """
@@ -94,12 +96,17 @@ class PpoSettings:
     normalise_observations: bool = False
     target_kl: float | None = None
     guidance_weight: float = 0.0
+    behaviour_mixture: float = 0.0
     private_critic_hidden: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:  # False for NaN too
                 raise ConfigurationError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+        if not 0.0 <= self.behaviour_mixture < 1.0:
+            raise ConfigurationError(
+                f"behaviour_mixture must be in [0, 1), got {self.behaviour_mixture!r}"
+            )
         for name in ("epochs", "minibatch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -249,7 +256,7 @@ class PpoLearner:
         with np.errstate(all="ignore"):  # what is not finite is looked for, not warned of
             return self._improve(
                 start,
-                guide if self.settings.guidance_weight else None,
+                guide,
                 batch,
                 rows,
                 scheduled("learning_rate", learning_rate, self.settings.learning_rate),
@@ -259,7 +266,7 @@ class PpoLearner:
     def _improve(
         self,
         start: Float64,
-        guide: Float64 | None,
+        guide: Float64,
         batch: TrajectoryBatch,
         rows: Bool,
         learning_rate: float,
@@ -314,7 +321,7 @@ class PpoLearner:
         self._private_critic = result[split:]
         return result[:split]
 
-    def _samples(self, batch: TrajectoryBatch, mask: Bool, guide: Float64 | None) -> _Samples:
+    def _samples(self, batch: TrajectoryBatch, mask: Bool, guide: Float64) -> _Samples:
         """All that stays fixed while the round trains."""
         settings = self.settings
         raw = batch.observations[mask]
@@ -333,30 +340,36 @@ class PpoLearner:
         targets = (advantages + values)[known] / settings.value_scale
         gains = advantages[known]
         inputs, actions = inputs[known[mask]], batch.actions[known]
-        old = np.concatenate(
-            [
-                self._head.log_probabilities(self._actor.forward(part), actions[low:high])
-                for low, high, part in _blocks(inputs)
-            ]
-            or [np.zeros(0, np.float32)]
-        )
+        old, share = self._log_probabilities(inputs, actions), settings.behaviour_mixture
+        if share:
+            guided = self._under(guide, lambda: self._log_probabilities(inputs, actions))
+            old = np.logaddexp(math.log1p(-share) + old, math.log(share) + guided)
         return _Samples(
             inputs=inputs,
             actions=actions,
             old=old,
             advantages=_standardised(gains, settings.normalise_advantages),
             targets=targets.astype(np.float32),
-            guide=None if guide is None else self._guide(guide, inputs),
+            guide=None
+            if not settings.guidance_weight
+            else self._under(guide, lambda: self._head.describe(_outputs(self._actor, inputs))),
         )
 
-    def _guide(self, guide: Float64, inputs: Float32) -> Float32:
-        """What the published policy says of the states."""
+    def _log_probabilities(self, inputs: Float32, actions: NDArray) -> Float32:
+        """Of the actions under the policy that is loaded, float32 [n]."""
+        parts = [
+            self._head.log_probabilities(self._actor.forward(part), actions[low:high])
+            for low, high, part in _blocks(inputs)
+        ]
+        return np.concatenate(parts or [np.zeros(0, np.float32)])
+
+    def _under(self, guide: Float64, say: Callable[[], Float32]) -> Float32:
+        """What ``say`` gives while the published policy is loaded."""
         now = self._vector.copy()
-        critic = self._whole(guide) if self._private_critic is not None else guide
-        self._load(critic)
-        described = self._head.describe(_outputs(self._actor, inputs))
+        self._load(self._whole(guide) if self._private_critic is not None else guide)
+        said = say()
         self._vector[:] = now
-        return described
+        return said
 
     def _train(self, samples: _Samples, learning_rate: float, clip_range: float) -> None:
         """Epochs of minibatches; ends early by KL, and skips steps that are not finite."""
