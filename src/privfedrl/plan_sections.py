@@ -59,6 +59,8 @@ class PolicyPlan:
         hidden: tanh layers of the policy, or of the Q network of "dqn".
         critic_hidden: tanh layers of the critic of "a2c" and "ppo". It is published and noised with
             the policy; None = no critic, or one that stays inside the agent (unit "agent").
+        initial_log_std: of a continuous policy before the first round; -1 or -2 where full-range
+            noise drowns what actions do.
         action_low, action_high: public bounds into which tanh squashes every coordinate of a
             continuous action; None = actions are clipped by the environment.
         recurrent: units of a GRU between the observation and the policy's layers, which gives it a
@@ -71,6 +73,7 @@ class PolicyPlan:
     action_kind: Literal["discrete", "continuous"] = "discrete"
     hidden: tuple[int, ...] = (32,)
     critic_hidden: tuple[int, ...] | None = None
+    initial_log_std: float = 0.0
     action_low: float | None = None
     action_high: float | None = None
     recurrent: int = 0

@@ -243,6 +243,12 @@ def _unit_rules(plan: Plan) -> list[str]:
             f"privacy.correlation_bands needs trajectories that are used once, got {uses} uses: a "
             "unit in several neighbouring releases would meet noise that cancels; leave one out"
         )
+    cap = privacy.max_rounds_per_unit
+    if privacy.unit == "person" and cap is not None and cap < training.epochs:
+        problems.append(
+            f"privacy.max_rounds_per_unit must be >= training.epochs = {training.epochs}, got "
+            f"{cap}: a person's trajectories are used in so many rounds, and each counts"
+        )
     if training.behaviour_mixture and (privacy.unit != "agent" or training.local_steps == 1):
         problems.append(
             "training.behaviour_mixture needs unit 'agent' and training.local_steps > 1, got "
@@ -268,6 +274,14 @@ def _never_moves(plan: Plan) -> bool:
 def _bounds_rules(plan: Plan) -> list[str]:
     policy = plan.policy
     given = (policy.action_low, policy.action_high)
+    problems = number("policy.initial_log_std", policy.initial_log_std, low=-10.0, high=5.0)
+    if problems:
+        return problems
+    if policy.initial_log_std and policy.action_kind != "continuous":
+        return [
+            "policy.initial_log_std is for continuous actions, got "
+            f"{policy.initial_log_std!r} with {policy.action_kind!r}"
+        ]
     if given == (None, None):
         return []
     if policy.action_low is None or policy.action_high is None:

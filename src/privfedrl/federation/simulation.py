@@ -161,7 +161,7 @@ class Simulation:
             rng = generator(header.seed, "initial policy")
             self.state = initial_federation_state(
                 bytes.fromhex(header.task_id),
-                np.asarray(self.setup.policy.initial_parameters(rng), dtype=np.float64),
+                self.setup.policy.initial_parameters(rng, log_std=plan.policy.initial_log_std),
             )
             self.sums = {"wall_s": 0.0, "env_steps": 0.0}
         else:

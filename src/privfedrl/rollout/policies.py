@@ -122,11 +122,13 @@ class MlpPolicy:
         """Length of the flat vector."""
         return self.actor_parameters + _count(self.critic_layers)
 
-    def initial_parameters(self, rng: np.random.Generator) -> NDArray[np.float64]:
+    def initial_parameters(
+        self, rng: np.random.Generator, *, log_std: float = 0.0
+    ) -> NDArray[np.float64]:
         """float64 [num_parameters]: orthogonal weights, last layers scaled by 0.01, zero biases.
 
-        The small last layer makes the first policy nearly uniform; log_std starts at 0. Each gate
-        of a memory is orthogonal by itself.
+        The small last layer makes the first policy nearly uniform; a Gaussian one starts with
+        standard deviation exp(log_std). Each gate of a memory is orthogonal by itself.
         """
         parts: list[NDArray[np.float64]] = []
         for out, into in self.memory_layers:
@@ -134,7 +136,7 @@ class MlpPolicy:
             parts.append(np.zeros(out))
         parts += _initial(self.layers, rng)
         if self.action == "gaussian":
-            parts.append(np.zeros(self.action_size))
+            parts.append(np.full(self.action_size, log_std))
         return np.concatenate(parts + _initial(self.critic_layers, rng))
 
     def bind(self, parameters: NDArray[np.floating], *, exploration: float = 0.0) -> BoundPolicy:
