@@ -49,8 +49,8 @@ from privfedrl.privacy.correlated import CorrelatedNoise, SumHistory, decode, re
 from privfedrl.privacy.samplers import MAX_GAUSSIAN_VARIANCE
 from privfedrl.rollout import MlpPolicy, greedy_return
 from privfedrl.rollout.collect import roll_block
-from privfedrl.training.local_update import clip_rows
 from privfedrl.training.algorithms import Models, Objective
+from privfedrl.training.local_update import clip_rows
 from privfedrl.training.networks import TorchMlp
 from privfedrl.training.private_step import private_rows
 

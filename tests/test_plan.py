@@ -478,6 +478,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "horizon": 61,
         "level": 0.25,
         "varies": ("physics", "rewards"),
+        "action_repeat": 2,
     },
     "policy": {
         "observations": 5,
@@ -493,6 +494,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "reward_high": 1.0,
         "step_cost": 0.1,
         "gae_lambda": 0.5,
+        "advantage_scale": 0.1,
         "value_scale": 10.0,
         "clip_range": 0.1,
         "target_rounds": 2,
@@ -548,12 +550,14 @@ LEARNING: dict[str, dict[str, Any]] = CRITIC | {
     "privacy": {"unit": "agent"},
     "federation": {"strategy": "fedavg"},
 }
+EXPLORING = LEARNING | {"training": {"algorithm": "ppo", "local_steps": 2}}
 BOUNDED: dict[str, Any] = {"action_kind": "continuous", "action_low": -1.0, "action_high": 1.0}
 # what can only be changed where something else is as well
 ELSEWHERE: list[tuple[dict[str, dict[str, Any]], str, str, object]] = [
     (CRITIC, "policy", "critic_hidden", (4, 4)),
     ({"policy": BOUNDED}, "policy", "action_low", -2.0),
     ({"policy": BOUNDED}, "policy", "action_high", 2.0),
+    ({"policy": BOUNDED}, "policy", "initial_log_std", -1.0),
     (CRITIC, "training", "algorithm", "a2c"),
     (CRITIC, "training", "truncation", "bootstrap"),
     ({"training": {"gamma": 0.5}}, "training", "truncation", "continue"),
@@ -562,6 +566,7 @@ ELSEWHERE: list[tuple[dict[str, dict[str, Any]], str, str, object]] = [
     ({"training": {"algorithm": "dqn"}}, "training", "replay_rounds", 3),
     (LEARNING, "training", "guidance_weight", 0.1),
     (LEARNING, "training", "local_steps", 2),
+    (EXPLORING, "training", "behaviour_mixture", 0.2),
     (LEARNING, "training", "learner", AgentLearner()),
     (CRITIC, "privacy", "critic_clip_norm", 0.5),
 ]
@@ -662,7 +667,7 @@ def test_the_digest_never_changes_between_releases_by_accident() -> None:
 
 
 # a change of this value breaks every deployed registry of digests: bump "pfrl-plan/4" with it
-DIGEST_OF_TINY = "c99fc03e0dcc9473"
+DIGEST_OF_TINY = "aa30acb316131143"
 
 
 # --- the promise -------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ REFUSED: Mapping[str, tuple[tuple[Sections, ...], str]] = {
     "entropy": ((training(entropy_weight=-1.0),), r"entropy_weight must lie in \[0, 1000\]"),
     "guidance": ((PPO, training(guidance_weight=math.inf)), r"guidance_weight must lie in"),
     "value scale": ((training(value_scale=0.0),), r"value_scale must lie in \[1e-09, 1e\+09\]"),
+    "advantage scale": ((training(advantage_scale=0.0),), r"advantage_scale must lie in \[1e-09"),
     "clip range": ((training(clip_range=0.0),), r"clip_range must lie in \[0.001, 1000\]"),
     "local steps": ((AGENT, training(local_steps=0)), r"local_steps must lie in \[1, 10000\]"),
     "epochs": ((training(epochs=0),), r"training\.epochs must lie in \[1, 1000\], got 0"),
@@ -233,7 +234,31 @@ REFUSED: Mapping[str, tuple[tuple[Sections, ...], str]] = {
         (PPO, training(guidance_weight=0.1)),
         "guidance_weight does nothing where .* that collected; it needs .* or a learner, got 0.1",
     ),
+    "fewer rounds than epochs": (
+        (PPO, PERSON, training(epochs=3), {"privacy": {"max_rounds_per_unit": 2}}),
+        r"max_rounds_per_unit must be >= training\.epochs = 3, got 2: a person's trajectories",
+    ),
+    "mixture too large": (
+        (AGENT, training(local_steps=2, behaviour_mixture=1.0)),
+        r"behaviour_mixture must lie in \[0, 0.99\], got 1.0",
+    ),
+    "mixture of rows": (
+        (training(behaviour_mixture=0.1),),
+        r"behaviour_mixture needs unit 'agent' and .*, got 0.1 with unit 'trajectory' and 1 local",
+    ),
+    "mixture of one step": (
+        (AGENT, training(behaviour_mixture=0.1)),
+        r"behaviour_mixture needs .*, got 0.1 with unit 'agent' and 1 local steps: elsewhere",
+    ),
     # actions, memory, fleets
+    "spread of choices": (
+        ({"policy": {"initial_log_std": -1.0}},),
+        "initial_log_std is for continuous actions, got -1.0 with 'discrete'",
+    ),
+    "spread out of range": (
+        (CONTINUOUS, {"policy": {"initial_log_std": 6.0}}),
+        r"policy\.initial_log_std must lie in \[-10, 5\], got 6.0",
+    ),
     "one bound": (
         (CONTINUOUS, {"policy": {"action_low": -1.0}}),
         r"action_low and policy\.action_high must be given together, got \(-1.0, None\)",
@@ -288,6 +313,7 @@ SOUND: Mapping[str, tuple[Sections, ...]] = {
     "reinforce": (training(truncation="continue", gamma=0.9, entropy_weight=0.1),),
     "reinforce, person": (PERSON,),
     "reinforce, agent": (AGENT, training(local_steps=3, guidance_weight=0.1)),
+    "reinforce, mixture": (AGENT, training(local_steps=2, behaviour_mixture=0.2)),
     "reinforce, memory": ({"policy": {"recurrent": 4}},),
     "a2c": (A2C, training(truncation="bootstrap"), {"privacy": {"critic_clip_norm": 0.1}}),
     "a2c, person": (A2C, PERSON),

@@ -16,7 +16,7 @@ from privfedrl.plan_numbers import number
 if TYPE_CHECKING:
     from privfedrl.plan import Plan
 
-__all__ = ["ALGORITHM_TRAITS", "TRAINING_RULES", "VARIATIONS"]
+__all__ = ["ALGORITHM_TRAITS", "TRAINING_RULES", "VARIATIONS", "Traits"]
 
 #: what can differ between the environments of a simulated fleet; a test keeps it equal to the fleet
 VARIATIONS = ("physics", "rewards", "initial-states", "observations", "actions")
@@ -242,6 +242,11 @@ def _unit_rules(plan: Plan) -> list[str]:
         problems.append(
             f"privacy.correlation_bands needs trajectories that are used once, got {uses} uses: a "
             "unit in several neighbouring releases would meet noise that cancels; leave one out"
+        )
+    if training.advantage_scale != 1.0 and privacy.unit == "agent":
+        problems.append(
+            "training.advantage_scale is for units 'trajectory' and 'person', got "
+            f"{training.advantage_scale!r}: a learner has training.learner.normalise_advantages"
         )
     cap = privacy.max_rounds_per_unit
     if privacy.unit == "person" and cap is not None and cap < training.epochs:

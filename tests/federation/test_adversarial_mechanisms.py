@@ -54,9 +54,9 @@ from privfedrl.rollout import TrajectoryBatch
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.secagg import Transcript
 from privfedrl.training import LocalUpdate
+from privfedrl.training.algorithms import Models, Objective
 from privfedrl.training.clip_groups import clip_by_group
 from privfedrl.training.metric_coordinates import row_groups
-from privfedrl.training.algorithms import Models, Objective
 from privfedrl.training.networks import TorchMlp
 from privfedrl.training.private_step import private_rows
 from privfedrl.training.trajectory_gradients import TrajectoryGradient, fused, hooks

@@ -346,6 +346,40 @@ def test_rewards_and_their_public_size_scaled_together_change_nothing(algorithm,
     assert one.weights.tobytes() != signals(models, scaled, objective).weights.tobytes()
 
 
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_the_size_of_an_advantage_scales_the_policys_part_and_not_the_critics(
+    algorithm, make_batch
+):
+    batch, models = make_batch([9, 4, 0]), models_for(algorithm)
+    objective = Objective(algorithm=algorithm, gamma=0.9)
+    one = signals(models, batch, objective)
+    other = signals(models, batch, replace(objective, advantage_scale=0.25))
+    np.testing.assert_array_equal(other.weights, 4.0 * one.weights)  # a power of two is exact
+    assert one.values.tobytes() == other.values.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_a_mixture_of_behaviour_weighs_steps_by_what_acted(kind, make_batch):
+    """w pi / ((1 - p) pi + p guide); nobody else acted: w, whatever the share."""
+    policy = MlpPolicy(observation_size=5, hidden=(6,), action=kind, action_size=3)
+    rng = np.random.default_rng(1)
+    own, guide = (
+        TorchMlp(policy, rng.normal(size=policy.num_parameters) * 0.5, dtype=torch.float64)
+        for _ in range(2)
+    )
+    batch, mixed = make_batch([9, 4], kind=kind), Objective(gamma=0.9, behaviour_mixture=0.25)
+    plain = signals(Models(own), batch, Objective(gamma=0.9)).weights
+    observations = torch.from_numpy(batch.observations).double()
+    actions = torch.from_numpy(batch.actions)
+    actions = actions if kind == "categorical" else actions.double()
+    with torch.no_grad():
+        p, q = (log_probabilities(net(observations), actions).exp().numpy() for net in (own, guide))
+    expected = np.where(batch.mask, plain * p / (0.75 * p + 0.25 * q), 0.0)
+    found = signals(Models(own, guide), batch, mixed).weights
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(signals(Models(own, own), batch, mixed).weights, plain, rtol=1e-5)
+
+
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_what_is_masked_is_never_read(algorithm, make_batch):
     batch, models = make_batch([9, 4, 0]), models_for(algorithm)

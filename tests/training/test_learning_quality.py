@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from privfedrl.federation.run_directory import ORACLE, RunDirectory
+from privfedrl.federation.simulate import Runtime, simulate
 from privfedrl.federation.strategies.server_optimizer import initial_state, server_step
-from privfedrl.plan import FederationPlan
+from privfedrl.plan import (
+    AgentLearner,
+    FederationPlan,
+    FleetPlan,
+    Plan,
+    PolicyPlan,
+    PrivacyPlan,
+    ProtectionPlan,
+    SimulationPlan,
+    TrainingPlan,
+)
+from privfedrl.primitives.random import DeterministicEntropy
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.training.algorithms import ALGORITHMS, Objective
@@ -174,8 +188,8 @@ def test_the_better_of_two_arms_is_found(name, private):
     """The optimum is to pull it always.
 
     Over seeds 0 .. 11 the chance of it was 0.991 .. 1.000 (without noise 0.999 .. 1.000). In
-    log-odds the least certain arm (PPO under noise) had mean 6.6 and deviation 0.9; 0.85 is 1.7 in
-    log-odds, five deviations below: failure probability of another seed below 1e-6.
+    log-odds the least certain arm (PPO under noise) had mean 6.60 and deviation 0.98; 0.85 is 1.73
+    in log-odds, 4.97 deviations below: failure probability of another seed below 1e-6, if normal.
     """
     arm = ARMS[name]
     # K uses of a trajectory are K releases: the same epsilon asks for sqrt(K) times the noise
@@ -187,7 +201,7 @@ def test_the_better_of_two_arms_is_found(name, private):
 @pytest.mark.parametrize("private", [False, True], ids=["without noise", "epsilon 1"])
 def test_q_values_are_the_means_of_the_arms(private):
     """Q = (0, 1). Over seeds 0 .. 11 the gap was 0.98 .. 1.11 without noise and 0.90 .. 1.13 with
-    it (deviation 0.07); it is checked to +-0.4, more than five deviations: below 1e-6."""
+    it (deviations 0.04 and 0.06); it is checked to +-0.4, more than six deviations: below 1e-6."""
     arm = ARMS["dqn"]
     noise = NOISE_MULTIPLIER * np.sqrt(arm.uses) if private else 0.0
     policy, theta = learned(arm, BANDIT, seed=0, noise=noise)
@@ -201,7 +215,7 @@ def test_the_entropy_bonus_moves_the_optimum_to_where_it_belongs(name):
     beta = 1/2; the critic then learns that chance, which is the expected reward.
 
     Nothing may be clipped for it to be exact. Over seeds 0 .. 11: chance 0.874 .. 0.889, deviation
-    0.005; value 0.869 .. 0.887, deviation 0.005. Checked to +-0.03: six deviations, below 1e-6.
+    0.004; value 0.869 .. 0.887, deviation 0.004. Checked to +-0.03: six deviations, below 1e-6.
     """
     arm = replace(ARMS[name], objective=replace(ARMS[name].objective, entropy_weight=0.5))
     policy, theta = learned(arm, BANDIT, seed=0, clip=20.0, rounds=90, rate=0.05, average=0.5)
@@ -213,7 +227,10 @@ def test_the_entropy_bonus_moves_the_optimum_to_where_it_belongs(name):
 
 
 def test_a_public_constant_on_rewards_changes_what_a_critic_learns_and_not_the_policy():
-    """step_cost moves every return alike; with one length of trajectory no arm gains from it."""
+    """step_cost moves every return alike; with one length of trajectory no arm gains from it.
+
+    Over seeds 0 .. 11 the critics differed by 1.02 .. 1.05 (deviation 0.008).
+    """
     arm = ARMS["a2c"]
     shifted = replace(arm, objective=replace(arm.objective, step_cost=1.0))
     found = {}
@@ -241,21 +258,22 @@ DEEP = Arm(Objective(algorithm="dqn", gamma=0.9), uses=3, exploration=1.0)
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_reward_that_comes_last_is_walked_to(name, noise):
     """One of sixteen random walks finds it. Over seeds 0 .. 11 the chance of the whole walk ended
-    at 0.993 .. 1.000: in log-odds mean 6.7, deviation 0.6; 0.9 is 2.2, seven deviations below."""
+    at 0.993 .. 1.000; the least certain arm (PPO under noise) in log-odds at mean 6.47, deviation
+    1.14: 0.6 is 0.41 in log-odds, 5.3 deviations below, so another seed fails below 1e-6."""
     arm = CHAINS[name]
     policy, theta = learned(
         arm, CHAIN, seed=0, noise=noise * np.sqrt(arm.uses), rounds=100, count=128
     )
     walk = np.prod([chance(policy, theta, state) for state in range(CHAIN.states)])
-    assert walk > 0.9
+    assert walk > 0.6
 
 
 @pytest.mark.parametrize(
-    ("noise", "tolerance"), [(0.0, 0.01), (0.6, 0.4)], ids=["without noise", "epsilon 8"]
+    ("noise", "tolerance"), [(0.0, 0.01), (0.6, 0.5)], ids=["without noise", "epsilon 8"]
 )
 def test_q_values_of_the_chain_are_the_discounted_reward(noise, tolerance):
     """Q = 0.9^steps to go for going on, 0 for ending. Over seeds 0 .. 11 the largest miss was 0.001
-    without noise and 0.14 with it (deviation 0.07): more than five deviations each."""
+    without noise and 0.14 with it (deviations 0.0003 and 0.084): 5.9 deviations or more each."""
     policy, theta = learned(
         DEEP,
         CHAIN,
@@ -281,3 +299,161 @@ def test_whitened_returns_cannot_tell_the_steps_of_a_walk_apart():
 
 
 # --- an environment ------------------------------------------------------------------------------
+
+Sections = dict[str, dict[str, Any]]
+CARTPOLE: Sections = {
+    "fleet": {"environment": "CartPole-v1", "agents": 4, "trajectories": 32, "horizon": 200},
+    "policy": {"observations": 4, "actions": 2, "hidden": (32,)},
+    "federation": {"rounds": 20, "learning_rate": 0.03},
+    "privacy": {"unit": "trajectory", "max_colluding": 1, "epsilon": 8.0},
+    "training": {"gamma": 0.98},
+    "protection": {"kind": "none", "min_clients": 3},
+    "simulation": {"evaluation_interval": 100, "evaluation_episodes": 5},
+}
+CRITIC: Sections = {"policy": {"critic_hidden": (32,)}}
+# clipped and summed, but without noise: that is bought with hundreds of agents (benchmarks)
+AGENT: Sections = {
+    "privacy": {"unit": "agent", "mechanism": "none"},
+    "federation": {
+        "strategy": "fedavg",
+        "server_optimizer": "sgd",
+        "learning_rate": 1.0,
+        "rounds": 10,
+    },
+    "fleet": {"agents": 16, "trajectories": 8},
+}
+
+
+def advantage(name: str, **changes: Any) -> Sections:
+    return {"training": {"algorithm": name, "value_scale": 50.0} | changes}
+
+
+def cartpole(*layers: Sections) -> Plan:
+    kinds: dict[str, Any] = {
+        "fleet": FleetPlan,
+        "policy": PolicyPlan,
+        "federation": FederationPlan,
+        "privacy": PrivacyPlan,
+        "training": TrainingPlan,
+        "protection": ProtectionPlan,
+        "simulation": SimulationPlan,
+    }
+    sections = {name: dict(values) for name, values in CARTPOLE.items()}
+    for layer in layers:
+        for name, changes in layer.items():
+            sections[name] |= changes
+    return Plan(name="cartpole", **{name: kinds[name](**v) for name, v in sections.items()})
+
+
+# plan, and the least training return of the last round
+LEARNED: dict[str, tuple[tuple[Sections, ...], float]] = {
+    "reinforce, trajectory": (({"training": {"gamma": 1.0}},), 80.0),
+    "a2c, trajectory": ((CRITIC, advantage("a2c", truncation="bootstrap")), 40.0),
+    "ppo, trajectory": ((CRITIC, advantage("ppo", truncation="bootstrap", epochs=2)), 40.0),
+    "reinforce, agent": (
+        (
+            AGENT,
+            {"fleet": {"agents": 6}},
+            {"training": {"gamma": 1.0, "local_steps": 3, "local_learning_rate": 0.4}},
+        ),
+        100.0,
+    ),
+    "a2c, agent": (
+        (
+            CRITIC,
+            AGENT,
+            advantage("a2c", local_learning_rate=0.01, learner=AgentLearner(minibatch=64)),
+        ),
+        100.0,
+    ),
+    "ppo, agent": (
+        (
+            AGENT,
+            advantage(
+                "ppo",
+                epochs=5,
+                local_learning_rate=0.003,
+                learner=AgentLearner(minibatch=64, private_critic=(32,)),
+            ),
+        ),
+        100.0,
+    ),
+    "dqn, agent": (
+        (
+            AGENT,
+            {"privacy": {"clip_norm": 5.0}, "fleet": {"agents": 4}, "federation": {"rounds": 14}},
+            {
+                "training": {
+                    "algorithm": "dqn",
+                    "gamma": 0.97,
+                    "value_scale": 30.0,
+                    "truncation": "bootstrap",
+                    "exploration_fraction": 0.6,
+                    "target_rounds": 100,
+                    "local_learning_rate": 0.002,
+                    "learner": AgentLearner(minibatch=64, updates_per_step=1.0),
+                }
+            },
+        ),
+        120.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_cartpole_is_learned_through_the_whole_pipeline(name, tmp_path):
+    """From a return of 21 to 26; units TRAJECTORY with the noise of epsilon 8, agents without.
+
+    Final return over ten seeds and other noise (mean, deviation):
+
+        REINFORCE, trajectory  151 .. 200 (184, 18)    agent  160 .. 194 (176, 11)
+        A2C, trajectory        107 .. 199              agent  148 .. 180 (168, 10)
+        PPO, trajectory         90 .. 182              agent  148 .. 176 (168, 8)
+                                                       DQN, agent  197 .. 200 (200, 1)
+
+    The thresholds are more than 5.2 deviations below the means; of A2C and PPO, whose returns are
+    skewed, in logarithms (mean 4.95, deviation 0.24; log 40 = 3.69): below 1e-6 if normal.
+    """
+    layers, least = LEARNED[name]
+    found = simulate(
+        cartpole(*layers),
+        out=tmp_path / "run",
+        seed=0,
+        runtime=Runtime(workers=1),
+        entropy=DeterministicEntropy(b"learning"),
+    )
+    assert found.summary.mean_return_first < 30.0
+    assert found.mean_return > least
+
+
+@pytest.mark.slow
+def test_cartpole_is_learned_by_q_values_in_single_steps(tmp_path):
+    """DQN for unit TRAJECTORY takes one step per release, so it learns slowly: 120 rounds.
+
+    Mean return of the last ten rounds, over ten seeds and other noise: 48 .. 71, in logarithms
+    mean 4.05 and deviation 0.13. Log 28 is 3.33, 5.4 deviations below: below 1e-6 if normal; a
+    policy that learned nothing has 22 (+-1) at first, and 10 once it no longer explores.
+    """
+    values = {
+        "training": {
+            "algorithm": "dqn",
+            "gamma": 0.95,
+            "value_scale": 5.0,
+            "truncation": "bootstrap",
+            "replay_rounds": 8,
+            "target_rounds": 4,
+            "exploration_fraction": 0.7,
+        },
+        "federation": {"rounds": 120, "learning_rate": 0.01},
+        "fleet": {"trajectories": 8},
+    }
+    found = simulate(
+        cartpole(values),
+        out=tmp_path / "run",
+        seed=0,
+        runtime=Runtime(workers=1),
+        entropy=DeterministicEntropy(b"learning"),
+    )
+    returns = [row["mean_return"] for row in RunDirectory(found.path).rows(ORACLE)]
+    assert returns[0] < 30.0
+    assert np.mean(returns[-10:]) > 28.0

@@ -39,6 +39,10 @@ from privfedrl.training.trajectory_gradients import hooks
 __all__ = ["Contribution", "PublishedModel", "contribute", "local_trainer", "published_model"]
 
 
+# a clip range that no ratio of a float32 policy leaves in one pass
+_NEVER = 1e30
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contribution:
     """A vector that is ready to be masked.
@@ -154,13 +158,13 @@ def _learner(plan: Plan) -> PpoSettings | DqnSettings | None:
     return PpoSettings(
         gamma=training.gamma,
         gae_lambda=training.gae_lambda,
-        # A2C is one pass over the batch, whose ratios are 1
         epochs=training.epochs,
         minibatch_size=chosen.minibatch,
         learning_rate=training.local_learning_rate,
         entropy_weight=training.entropy_weight,
         reset_optimiser=chosen.reset_optimiser,
-        clip_range=training.clip_range,
+        # A2C knows no ratio: one pass over the batch, and no minibatch of it is clipped away
+        clip_range=_NEVER if training.algorithm == "a2c" else training.clip_range,
         value_scale=training.value_scale,
         normalise_advantages=chosen.normalise_advantages,
         normalise_observations=chosen.normalise_observations,

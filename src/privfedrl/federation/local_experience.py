@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.envs import EnvSpec, VectorEnv, make_vector_env
+from privfedrl.envs.repeated import repeated
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.plan import Plan
@@ -31,8 +32,8 @@ class LocalExperience:
 
     Args:
         setup: of the plan; gives policy, horizon and number of trajectories.
-        environment: a specification, which gets the plan's action repeat, or an own object with the
-            ``VectorEnv`` protocol whose ``num_envs`` is the plan's number of trajectories.
+        environment: a specification, or an own object with the ``VectorEnv`` protocol whose
+            ``num_envs`` is the plan's number of trajectories. Either gets the plan's action repeat.
         rng: of the environment and the actions; seeded by the system unless given. Noise and keys
             never come from it.
     Raises:
@@ -53,9 +54,12 @@ class LocalExperience:
                 f"got {environment.num_envs}"
             )
         self._setup = setup
-        if isinstance(environment, EnvSpec):
-            environment = replace(environment, action_repeat=fleet.action_repeat)
-        self._environment = environment
+        repeat = fleet.action_repeat
+        self._environment = (
+            replace(environment, action_repeat=repeat)
+            if isinstance(environment, EnvSpec)
+            else repeated(environment, repeat)
+        )
         self._rng = np.random.default_rng() if rng is None else rng
         self._published: NDArray[np.float64] | None = None
 

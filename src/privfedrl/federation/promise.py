@@ -178,9 +178,7 @@ def promise(plan: Plan) -> Promise:
         narrowest_lane_bits=setup.codec.narrowest_lane_bits,
         vector_length=setup.codec.words,
         num_parameters=setup.policy.num_parameters,
-        episodes_per_agent=plan.federation.rounds
-        * plan.fleet.trajectories
-        * plan.training.local_steps,
+        episodes_per_agent=plan.episodes_per_agent(plan.federation.rounds),
         correlation_bands=plan.privacy.correlation_bands,
         **_graph(setup),
     )

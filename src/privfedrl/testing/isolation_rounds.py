@@ -134,9 +134,10 @@ class TrainerRounds:
     def collects(self) -> int:
         """Batches to hold ready for a round: one more than the settings make of it, or a few."""
         settings = getattr(self.trainer, "settings", None)
-        if not hasattr(settings, "local_steps"):
+        steps = getattr(settings, "local_steps", None)
+        if steps is None:
             return _COLLECTS[self.unit]
-        return max(int(settings.local_steps), int(getattr(settings, "uses", 1))) + 1
+        return max(int(steps), int(getattr(settings, "uses", 1))) + 1
 
     def play(self, world: World) -> Observation:
         """Both rounds, played by a copy of the trainer."""

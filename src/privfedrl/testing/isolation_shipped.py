@@ -223,7 +223,7 @@ _CRITICS = (
         words="critic's own clip",
         policy={"critic_hidden": ()},
         trainer={"critic_clip_norm": 0.2},
-        objective={"value_scale": 10.0},
+        objective={"value_scale": 10.0, "advantage_scale": 0.1},
     ),
 )
 _NOISED = Option(words="noised local steps", use=_noised_steps)
@@ -260,6 +260,7 @@ _LEARNERS = (
     _values("target KL", "learner", "target_kl", None, 1e-4),
     _values("forget moments:", "learner", "reset_optimiser", False, True),
     _values("guidance", "learner", "guidance_weight", 0.0, 0.3),
+    _values("mixture", "learner", "behaviour_mixture", 0.0, 0.2),
     _values("entropy", "learner", "entropy_weight", 0.0, 0.05),
     _values("minibatch", "learner", "minibatch_size", 4, 1000),
 )
@@ -295,7 +296,8 @@ _DQN = DqnSettings(
 def axes(algorithm: Algorithm, unit: Unit) -> tuple[Axes, ...]:
     """The options of a cell, each with its values; any combination within one entry is sound.
 
-    PPO has two entries for rows: advantages from a critic, and returns without one.
+    PPO has two entries for rows: advantages from a critic, and returns without one. The second has
+    the extremes of the metrics only: they are columns of their own, beside all else in the first.
     """
     if unit is Unit.AGENT:
         return (_agent_axes(algorithm),)
@@ -303,10 +305,17 @@ def axes(algorithm: Algorithm, unit: Unit) -> tuple[Axes, ...]:
     if algorithm != "ppo":
         return with_critic
     returns = Option(words="whitened returns", objective={"advantages": "returns"})
-    return (*with_critic, ((returns,), *_row_axes(algorithm, unit, critic=False)))
+    without = _row_axes(algorithm, unit, critic=False, metrics=(_METRICS[0], _METRICS[-1]))
+    return (*with_critic, ((returns,), *without))
 
 
-def _row_axes(algorithm: Algorithm, unit: Unit, *, critic: bool) -> Axes:
+def _row_axes(
+    algorithm: Algorithm,
+    unit: Unit,
+    *,
+    critic: bool,
+    metrics: tuple[Option, ...] = _METRICS,
+) -> Axes:
     q_values = ALGORITHMS[algorithm].q_values
     found = [
         _Q_VALUES if q_values else _ACTIONS,
@@ -314,7 +323,7 @@ def _row_axes(algorithm: Algorithm, unit: Unit, *, critic: bool) -> Axes:
         *([] if q_values else [_ENTROPIES]),
         *([_CRITICS] if critic else []),
         _REWARDS,
-        _METRICS,
+        metrics,
         _PATHS if q_values else (*_PATHS, _MEMORY),
     ]
     if unit is Unit.TRAJECTORY:
@@ -326,8 +335,16 @@ def _row_axes(algorithm: Algorithm, unit: Unit, *, critic: bool) -> Axes:
 
 def _agent_axes(algorithm: Algorithm) -> Axes:
     if algorithm == "reinforce":
-        memory = (Option(words="no memory"), _MEMORY)
-        return (_ACTIONS, _truncations(algorithm), _ENTROPIES, _REWARDS, _STEPS, memory)
+        return (
+            _ACTIONS,
+            _truncations(algorithm),
+            _ENTROPIES,
+            _REWARDS,
+            _STEPS,
+            (Option(words="no memory"), _MEMORY),
+            _values("guidance", "objective", "guidance_weight", 0.0, 0.3),
+            _values("mixture", "objective", "behaviour_mixture", 0.0, 0.2),
+        )
     if algorithm == "dqn":
         return (*_REPLAY, _REWARDS)
     epochs = (1,) if algorithm == "a2c" else (1, 3)
