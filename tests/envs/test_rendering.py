@@ -49,7 +49,8 @@ def test_a_picture_of_the_specs_physics(spec, name, value):
     first = env.render()
     assert first.dtype == np.uint8
     assert first.ndim == 3
-    for _ in range(5):
+    env.action_space.seed(0)  # a few random actions may cancel each other to the pixel
+    for _ in range(8):
         env.step(env.action_space.sample())
     assert (env.render() != first).any()
     env.close()

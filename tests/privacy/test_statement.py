@@ -280,7 +280,6 @@ def test_an_epsilon_that_is_no_bound_is_refused(epsilon: float) -> None:
     ("name", "values", "message"),
     [
         ("unit", {"unit": "person"}, "accountant.rule"),
-        ("accountant", {"rule": "sum over participations"}, "accountant.rule"),
         ("epsilon", {"claims": "not applicable: no idea"}, "claims"),
         ("ledger", {"head": "not applicable: lost"}, "ledger.head"),
         ("identity", {"date": "last week"}, "identity.date"),

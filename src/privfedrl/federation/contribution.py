@@ -120,6 +120,8 @@ def local_trainer(setup: RoundSetup, *, rng: np.random.Generator | None = None) 
 
 def _objective(plan: Plan) -> Objective:
     training = plan.training
+    # a learner corrects for the mixture itself
+    mixture = training.behaviour_mixture if training.algorithm == "reinforce" else 0.0
     return Objective(
         algorithm=training.algorithm,
         gamma=training.gamma,
@@ -131,7 +133,7 @@ def _objective(plan: Plan) -> Objective:
         clip_range=training.clip_range,
         advantages=training.advantages,
         guidance_weight=training.guidance_weight,
-        behaviour_mixture=training.behaviour_mixture,
+        behaviour_mixture=mixture,
         reward_low=-math.inf if training.reward_low is None else training.reward_low,
         reward_high=math.inf if training.reward_high is None else training.reward_high,
         step_cost=training.step_cost,

@@ -108,6 +108,12 @@ class Objective:
             )
         if not abs(self.step_cost) <= 1e20:
             raise ConfigurationError(f"step_cost must be within +-1e20, got {self.step_cost!r}")
+        if self.behaviour_mixture and self.algorithm != "reinforce":
+            raise ConfigurationError(
+                f"behaviour_mixture must be 0 for {self.algorithm!r}, got "
+                f"{self.behaviour_mixture!r}: learners have their own, and other rows are computed "
+                "from what the published policy collected"
+            )
         self._check_truncation()
 
     def _check_truncation(self) -> None:
@@ -204,8 +210,9 @@ def _reinforce(
     if not share or models.behaviour is None:
         return weights, None
     own, guide = _log_p(models.current, batch), _log_p(models.behaviour, batch)
-    mixed = np.logaddexp(math.log1p(-share) + own, math.log(share) + guide)
-    return weights * np.exp(own - mixed), None
+    with np.errstate(over="ignore", invalid="ignore"):
+        mixed = np.logaddexp(math.log1p(-share) + own, math.log(share) + guide)
+        return weights * np.exp(own - mixed), None
 
 
 def _a2c(models: Models, batch: TrajectoryBatch, objective: Objective) -> tuple[Float64, Float64]:
@@ -293,7 +300,7 @@ def _log_p(network: TorchMlp, batch: TrajectoryBatch) -> Float64:
     actions = torch.from_numpy(batch.actions)
     if network.discrete:
         # an action that does not exist makes its row not finite in the gradient code
-        actions = actions.clamp(0, network.num_outputs - 1)
+        actions = actions.clamp(0, network.num_outputs - 1).to(torch.int64)
     else:
         actions = actions.to(network.dtype)
     outputs = network(_observations(network, batch))
