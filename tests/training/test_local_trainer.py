@@ -17,6 +17,7 @@ from privfedrl.training.algorithms import Objective
 from privfedrl.training.local_trainer import LocalTrainer
 from privfedrl.training.local_update import row_norms
 from privfedrl.training.metric_coordinates import ClipQuantile
+from privfedrl.training.ppo_learner import PpoSettings
 from privfedrl.training.private_step import ReturnRelease
 from privfedrl.training.reinforce import Truncation, trajectory_weights
 from privfedrl.training.settings import TrainerSettings
@@ -149,6 +150,37 @@ def test_several_local_steps_are_refused_for_the_person_unit_and_the_sound_ways_
         replace(PERSON, local_steps=2)
     assert "unit AGENT" in str(caught.value)
     assert "local-skellam" in str(caught.value)
+
+
+@pytest.mark.parametrize("truncation", [Truncation.NONE, Truncation.BOOTSTRAP])
+def test_a_learner_takes_a_cut_for_an_end_only_if_the_objective_does(
+    make_batch, make_network, truncation
+):
+    network = make_network(critic=(4,))
+    learner = PpoSettings(
+        gamma=0.9,
+        gae_lambda=0.9,
+        epochs=1,
+        minibatch_size=64,
+        learning_rate=0.01,
+        entropy_weight=0.0,
+        reset_optimiser=True,
+    )
+
+    def delta(truncation, batch):
+        chosen = TrainerSettings(
+            objective=Objective(algorithm="ppo", gamma=0.9, truncation=truncation),
+            clip_norm=100.0,
+            unit=Unit.AGENT,
+            learner=learner,
+        )
+        trainer = LocalTrainer(network.policy, chosen, rng=np.random.default_rng(0))
+        return trainer.local_steps(network.flat(), lambda _: batch).rows[0]
+
+    cut, ended = make_batch([9, 9]), make_batch([9, 9])
+    ended = replace(ended, terminated=np.ones(2, dtype=bool), truncated=np.zeros(2, dtype=bool))
+    alike = np.array_equal(delta(truncation, cut), delta(Truncation.BOOTSTRAP, ended))
+    assert alike == (truncation is Truncation.NONE)
 
 
 def people(batch, subjects):
