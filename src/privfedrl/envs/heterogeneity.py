@@ -83,6 +83,16 @@ class Heterogeneity:
         """All figures as one JSON object."""
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
 
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Heterogeneity:
+        """Read ``to_json``'s format; ConfigurationError for anything else."""
+        try:
+            data = json.loads(text)
+            agents = tuple(AgentDistance(**agent) for agent in data.pop("agents"))
+            return cls(agents=agents, **data)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ConfigurationError("measured heterogeneity must be JSON of its own") from error
+
     def __str__(self) -> str:
         head = (
             f"{self.family}: {len(self.agents)} agents against nominal; random policy returns "

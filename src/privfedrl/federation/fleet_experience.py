@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfedrl.envs import EnvSpec, heterogeneous, nominal
+from privfedrl.envs.heterogeneity import Heterogeneity, measure
 from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.federation.local_experience import guide_of
 from privfedrl.federation.setup import RoundSetup
@@ -21,7 +22,16 @@ from privfedrl.plan import Plan
 from privfedrl.privacy import Unit
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, collect_fleet
 
-__all__ = ["FleetExperience", "fleet_environments", "generator", "nominal_environment"]
+__all__ = [
+    "FleetExperience",
+    "fleet_environments",
+    "fleet_heterogeneity",
+    "generator",
+    "nominal_environment",
+]
+
+# a table that a person can read, in seconds also where the environment is slow
+_MEASURED_AGENTS, _MEASURED_EPISODES, _MEASURED_HORIZON = 20, 8, 200
 
 # one stream per purpose, so that no two draws of a run share a generator
 STREAMS = {
@@ -55,6 +65,21 @@ def fleet_environments(plan: Plan, *, seed: int, level: float | None = None) -> 
         varies=fleet.varies,
     )
     return tuple(replace(spec, action_repeat=fleet.action_repeat) for spec in specs)
+
+
+def fleet_heterogeneity(plan: Plan, *, seed: int) -> Heterogeneity:
+    """Oracle, simulation only: how far the fleet's environments are from the nominal one.
+
+    Of a large fleet as many agents as a table can show, evenly spaced in the order of the fleet.
+    """
+    specs = fleet_environments(plan, seed=seed)
+    every = -(-len(specs) // _MEASURED_AGENTS)
+    return measure(
+        specs[::every],
+        seed=seed,
+        episodes=_MEASURED_EPISODES,
+        horizon=min(plan.fleet.horizon, _MEASURED_HORIZON),
+    )
 
 
 class FleetExperience:

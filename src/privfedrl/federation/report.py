@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from privfedrl.durable_files import write_atomically
-from privfedrl.errors import MissingExtraError, PrivacyError, StorageError
-from privfedrl.federation.run_directory import METRICS, ORACLE, RunDirectory
+from privfedrl.envs.heterogeneity import Heterogeneity
+from privfedrl.errors import ConfigurationError, MissingExtraError, PrivacyError, StorageError
+from privfedrl.federation.run_directory import HETEROGENEITY, METRICS, ORACLE, RunDirectory
 from privfedrl.federation.summary import RunSummary
 from privfedrl.plan import Plan
 from privfedrl.privacy import Statement
@@ -65,7 +66,7 @@ def write_report(path: str | Path) -> Path:
     images = {name: _picture(draw) for name, draw in pictures.items()}
     for name, data in images.items():
         write_atomically(directory.path / name, data)
-    page = _page(plan, summary, statement, images)
+    page = _page(plan, summary, statement, images, _heterogeneity(directory))
     write_atomically(directory.report, page.encode())
     return directory.report
 
@@ -196,9 +197,31 @@ pre{background:#f5f6f8;padding:1rem;overflow-x:auto;font-size:12px;line-height:1
 """
 
 
+def _heterogeneity(directory: RunDirectory) -> str:
+    """The table of a simulation; empty where nothing was measured."""
+    path = directory.path / HETEROGENEITY
+    if not path.exists():
+        return ""
+    try:
+        return str(Heterogeneity.from_json(path.read_bytes()))
+    except (OSError, ConfigurationError) as error:
+        raise StorageError(f"{str(path)!r} is damaged: {error}") from error
+
+
 def _page(
-    plan: Plan, summary: RunSummary, statement: Statement, images: Mapping[str, bytes]
+    plan: Plan,
+    summary: RunSummary,
+    statement: Statement,
+    images: Mapping[str, bytes],
+    heterogeneity: str,
 ) -> str:
+    different = ""
+    if heterogeneity:
+        different = f"""<h2>Heterogeneity</h2>
+<p class="note">How far environments are from the nominal one at level {plan.fleet.level:g}
+({ORACLE_LABEL}): next states and rewards from common states and actions, where they can be set, and
+returns of a random policy.</p>
+<pre>{html.escape(heterogeneity)}</pre>"""
     stamps = "".join(f'<p class="stamp">{html.escape(stamp)}</p>' for stamp in statement.stamps)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -217,6 +240,7 @@ what the plan releases, if it releases the mean return.</p>
 {_image("seconds per round by stage", images["time.png"])}
 <h2>Traffic</h2>
 {_image("bytes per round", images["bytes.png"])}
+{different}
 <h2>Guarantee statement</h2>
 <pre>{html.escape(_rendered(statement))}</pre>
 </html>

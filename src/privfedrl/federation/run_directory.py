@@ -7,6 +7,7 @@ can cost one more reserved round and never hide one.
 
     run.json  plan.toml  registry.json  keys/  ledger.db  agents/NAME/{ledger,journal}.db
     past_sums.bin (secret, with correlated noise only)
+    heterogeneity_simulation_only.json
     checkpoint.bin  metrics.jsonl  oracle_simulation_only.jsonl  transcript/  policy.safetensors
     statement.json  report.html  *.png
 """
@@ -33,10 +34,11 @@ from privfedrl.federation.coordinator import FederationState
 from privfedrl.federation.strategies import OptimizerState
 from privfedrl.plan import Plan
 
-__all__ = ["RunDirectory", "RunHeader", "check_same_run"]
+__all__ = ["HETEROGENEITY", "RunDirectory", "RunHeader", "check_same_run"]
 
 FORMAT = "privfedrl-run/1"
 METRICS, ORACLE = "metrics.jsonl", "oracle_simulation_only.jsonl"
+HETEROGENEITY = "heterogeneity_simulation_only.json"
 _ROWS = (METRICS, ORACLE)
 
 

@@ -34,6 +34,7 @@ from privfedrl.federation.coordinator import (
 from privfedrl.federation.fleet_experience import (
     FleetExperience,
     fleet_environments,
+    fleet_heterogeneity,
     generator,
     nominal_environment,
 )
@@ -43,6 +44,7 @@ from privfedrl.federation.participants import AUDITOR, COORDINATOR, KEY_AUTHORIT
 from privfedrl.federation.persons import admission
 from privfedrl.federation.releases import recovered, release_round
 from privfedrl.federation.run_directory import (
+    HETEROGENEITY,
     METRICS,
     ORACLE,
     RunDirectory,
@@ -206,6 +208,9 @@ class Simulation:
             sums=self.sums,
         )
         write_atomically(self.directory.path / "summary.json", summary.to_json())
+        with contextlib.suppress(EnvironmentFault):  # who is that broken has lost rounds already
+            found = fleet_heterogeneity(self.plan, seed=self.header.seed)
+            write_atomically(self.directory.path / HETEROGENEITY, found.to_json().encode())
         return Run(
             path=self.directory.path,
             plan=self.plan,
