@@ -1,6 +1,7 @@
 """How many episodes does a fleet need, and what does privacy cost it, beside published figures?
 
-    python benchmarks/federated_pg.py [--json] [--arms NAME ...] [--seeds 1 2 3] [--list]
+    python benchmarks/federated_pg.py [--json] [--arms NAME ...] [--seeds 1 2 3] [--save FOLDER]
+    python benchmarks/federated_pg.py --list
 
 Question: FedPG-BR (Fan et al. 2021, figure 1) is the published federated policy gradient on
 CartPole, LunarLander and HalfCheetah; it has no privacy, and its server has an environment of its
@@ -11,7 +12,9 @@ Each run is one real ``privfedrl train`` process on a plan of ``benchmarks/plans
 system's entropy where there is noise: figures vary a little from run to run even for one seed.
 Returns are oracle values of the simulation on the nominal environment. Figures of FedPG-BR were
 read off its plots (+-20, +-60 and +-60), for gymnasium's v0/v2 versions of the environments.
-Exit status 1 when a target is missed.
+With ``--save`` every run is kept as FOLDER/plan.json as soon as it is done, and is not run again as
+long as the text of the plan is the same: all arms take some hours. Exit status 1 when a target is
+missed.
 """
 
 from __future__ import annotations
@@ -122,19 +125,40 @@ def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
-def measure(arm: Arm, seeds: Sequence[int], say: Callable[[str], None]) -> dict[str, Any]:
+def kept(arm: Arm, folder: Path | None) -> dict[int, Run]:
+    """Runs of the same plan that an earlier call saved, by seed."""
+    path = None if folder is None else folder / f"{arm.plan}.json"
+    if path is None or not path.exists():
+        return {}
+    saved = json.loads(path.read_text())
+    same = saved["toml"] == (PLANS / f"{arm.plan}.toml").read_text()
+    return {run["seed"]: run for run in saved["runs"]} if same else {}
+
+
+def measure(
+    arm: Arm, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
     """All seeds of one arm, and its target."""
-    runs = []
-    with tempfile.TemporaryDirectory() as folder:
+    runs, saved = [], kept(arm, folder)
+    with tempfile.TemporaryDirectory() as scratch:
         for seed in seeds:
-            run = train(arm, seed, Path(folder) / str(seed))
+            run = saved.get(seed) or train(arm, seed, Path(scratch) / str(seed))
             runs.append(run)
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(judged(arm, runs), indent=2)
+                (folder / f"{arm.plan}.json").write_text(text + "\n")
             say(
                 f"{arm.plan} seed {seed}: {arm.figure} {_shown(arm.value(run))}; at the end greedy "
                 f"{run['greedy_return']:.0f}, training {run['training_return']:.0f} after "
                 f"{run['agent_episodes']} episodes per agent, epsilon {run['epsilon']}, "
                 f"{run['wall_s']:.0f} s"
             )
+    return judged(arm, runs)
+
+
+def judged(arm: Arm, runs: Sequence[Run]) -> dict[str, Any]:
+    """The median of the runs against the arm's target."""
     median = statistics.median(arm.value(run) for run in runs)
     target = None
     if arm.at_most is not None:
@@ -167,6 +191,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     parser.add_argument("--arms", nargs="+", default=[], help="plans or groups; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--save", type=Path, help="folder of finished runs, which are not run again"
+    )
     parser.add_argument("--list", action="store_true", help="name the arms and stop")
     options = parser.parse_args()
     known = {arm.plan for arm in ARMS} | {arm.group for arm in ARMS}
@@ -181,7 +208,7 @@ def main() -> int:
         print(line, file=report, flush=True)
 
     chosen = [a for a in ARMS if not options.arms or {a.plan, a.group} & set(options.arms)]
-    results = [measure(arm, options.seeds, say) for arm in chosen]
+    results = [measure(arm, options.seeds, options.save, say) for arm in chosen]
     for result in results:
         verdict = "reported"
         if result["target"]:
