@@ -8,6 +8,7 @@ Notation: n rows that are still stepped, K specs that get n / K consecutive rows
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -24,7 +25,7 @@ Float64 = NDArray[np.float64]
 Actions = NDArray[np.int64] | NDArray[np.float32]
 
 
-class NumpyBlock:
+class NumpyBlock(ABC):
     """``num_envs`` environments of one family in one block; satisfies ``VectorEnv``.
 
     A family gives its sizes, ``constants``, ``start``, ``_allocate``, ``_write`` and ``step``.
@@ -66,9 +67,9 @@ class NumpyBlock:
         return params
 
     @staticmethod
+    @abstractmethod
     def start(rng: np.random.Generator, rows: int) -> Float64:
         """Initial states float64 [rows, state_size] of one share."""
-        raise NotImplementedError
 
     def _allocate(self, constants: dict[str, Float64]) -> None:
         """Take these rows' constants and make room for their state and answers."""
@@ -80,9 +81,9 @@ class NumpyBlock:
         self._terminated = np.zeros(n, dtype=np.bool_)
         self._truncated = np.zeros(n, dtype=np.bool_)
 
+    @abstractmethod
     def _write(self) -> None:
         """Write what the state looks like into ``_observations``."""
-        raise NotImplementedError
 
     @property
     def state(self) -> Float64:
@@ -118,9 +119,9 @@ class NumpyBlock:
         """What every row shows now, float32 [n, observation_size]; valid until the next step."""
         return self._observations.T
 
+    @abstractmethod
     def step(self, actions: Actions) -> Step:
         """One step of every row that has not ended. See ``VectorEnv.step``."""
-        raise NotImplementedError
 
     def select(self, rows: NDArray[np.intp]) -> None:
         """Keep only these rows until the next reset."""
@@ -132,7 +133,7 @@ class NumpyBlock:
         for name, values in kept.items():
             getattr(self, name)[...] = values
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - arrays hold nothing that has to be given back
         """Nothing is held."""
 
 

@@ -178,10 +178,11 @@ class Shipped:
 
 
 def _values(words: str, where: str, name: str, *values: Any) -> tuple[Option, ...]:
-    return tuple(
-        Option(words=f"{words} {value}", **{where: {name: value}})  # type: ignore[arg-type]
-        for value in values
-    )
+    def option(value: Any) -> Option:
+        changed: Any = {where: {name: value}}
+        return Option(words=f"{words} {value}", **changed)
+
+    return tuple(option(value) for value in values)
 
 
 _ACTIONS = tuple(

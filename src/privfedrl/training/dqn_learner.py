@@ -25,6 +25,7 @@ from privfedrl.errors import ConfigurationError
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.training.dense_network import Adam, DenseNetwork, clip_norm_
+from privfedrl.training.learner_state import LearnerState
 from privfedrl.training.policy_heads import CategoricalHead
 from privfedrl.training.usable_rows import scheduled, usable_rows
 
@@ -36,8 +37,6 @@ Bool = NDArray[np.bool_]
 
 # where Huber's loss turns from square to linear: rewards were clipped to 1 in the original
 _HUBER = np.float32(1.0)
-# what a learner keeps between rounds
-_STATE = ("policy", "settings", "_rng", "_adam", "_memory", "_updates", "_remembered")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +155,7 @@ class ReplayMemory:
         return Transitions(**{n: getattr(self._stored, n)[chosen] for n in Transitions.__slots__})
 
 
-class DqnLearner:
+class DqnLearner(LearnerState):
     """An agent's Q-learning; private to it: replay memory, target network, optimiser moments.
 
     Args:
@@ -164,6 +163,8 @@ class DqnLearner:
         settings: see :class:`DqnSettings`.
         rng: draws the minibatches.
     """
+
+    survives = ("policy", "settings", "_rng", "_adam", "_memory", "_updates", "_remembered")
 
     def __init__(
         self, policy: MlpPolicy, settings: DqnSettings, *, rng: np.random.Generator
@@ -190,15 +191,6 @@ class DqnLearner:
         self._target = DenseNetwork(layers, self._target_vector, unused)
         self._guide = DenseNetwork(layers, self._guide_vector, unused)
         self._head = CategoricalHead()
-
-    def __getstate__(self) -> dict[str, object]:
-        """What survives a round; a copy of views would no longer be views of one vector."""
-        return {name: getattr(self, name) for name in _STATE}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        for name in _STATE:
-            setattr(self, name, state[name])
-        self._build()
 
     def __repr__(self) -> str:
         """The architecture only; the state is the agent's own."""

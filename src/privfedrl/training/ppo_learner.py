@@ -33,6 +33,7 @@ from privfedrl.training.dense_network import (
     layer_sizes,
     num_weights,
 )
+from privfedrl.training.learner_state import LearnerState
 from privfedrl.training.policy_heads import CategoricalHead, GaussianHead, PolicyHead
 from privfedrl.training.usable_rows import scheduled, usable_rows
 
@@ -48,8 +49,6 @@ _BLOCK = 1024
 _MIN_DEVIATION = 1e-8
 # Stable-Baselines3 and the reference implementation stop at 1.5 times the target as well
 _KL_MARGIN = 1.5
-# what a learner keeps between rounds
-_STATE = ("policy", "settings", "_rng", "_private_critic", "_critic_layers", "_adam", "_scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +154,7 @@ class _Samples:
         return (self.at(slice(low, high)) for low, high in pairwise(bounds))
 
 
-class PpoLearner:
+class PpoLearner(LearnerState):
     """An agent's PPO; private to it: optimiser moments, running statistics, perhaps a critic.
 
     Args:
@@ -165,6 +164,16 @@ class PpoLearner:
     Raises:
         ConfigurationError: no critic, two critics, a policy of Q values or a recurrent one.
     """
+
+    survives = (
+        "policy",
+        "settings",
+        "_rng",
+        "_private_critic",
+        "_critic_layers",
+        "_adam",
+        "_scale",
+    )
 
     def __init__(
         self, policy: MlpPolicy, settings: PpoSettings, *, rng: np.random.Generator
@@ -211,15 +220,6 @@ class PpoLearner:
         self._critic = DenseNetwork(
             self._critic_layers, self._vector[split:], self._gradient[split:]
         )
-
-    def __getstate__(self) -> dict[str, object]:
-        """What survives a round; a copy of views would no longer be views of one vector."""
-        return {name: getattr(self, name) for name in _STATE}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        for name in _STATE:
-            setattr(self, name, state[name])
-        self._build()
 
     def __repr__(self) -> str:
         """The architecture only; the state is the agent's own."""
