@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from privfedrl.errors import ConfigurationError
-from privfedrl.federation.bounds import bounded_curve, bounded_epsilon
+from privfedrl.federation.bounds import bounded_curve, bounded_epsilon, plan_cost
 from privfedrl.federation.setup import RoundSetup, round_setup
 from privfedrl.plan import Plan
 from privfedrl.privacy import Adjacency, UnboundedEvent, compose
+from privfedrl.privacy.accountant import epsilon_of_counts
 from privfedrl.privacy.attack_bounds import bayes_accuracy, max_true_positive_rate
 
 
@@ -103,3 +105,19 @@ def test_a_release_without_noise_has_an_empty_curve(make_plan: Callable[..., Pla
     assert bounded_curve(setup, events) == ()
     quiet = round_setup(make_plan(privacy={"mechanism": "none"}))
     assert bounded_curve(quiet, events) == ()
+
+
+@pytest.mark.parametrize("uses", [1, 2, 4])
+def test_a_trajectory_that_is_used_again_is_promised_the_whole_bill(make_plan, uses: int) -> None:
+    """Noise is sized for K releases, so a bill of fewer would come out far below the budget."""
+    training = {"algorithm": "ppo", "advantages": "returns", "epochs": uses}
+    plan = make_plan(training=training, federation={"rounds": 8})
+    views = {view.adversary: view.epsilon for view in plan.check().views}
+    found = views[round_setup(plan).adversary]
+    assert found is not None
+    assert 0.99 * plan.privacy.epsilon < found <= plan.privacy.epsilon
+    event = round_setup(plan).worst_event
+    delta = round_setup(plan).accounted_delta
+    many = plan_cost(plan, [(index, event) for index in range(8)], delta).epsilon
+    exact = epsilon_of_counts(Counter({event: uses}), delta).epsilon
+    assert many == pytest.approx(exact, rel=1e-9)
