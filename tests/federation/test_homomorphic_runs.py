@@ -268,7 +268,8 @@ def test_an_encrypted_fleet_learns(tmp_path: Path, make_plan: Callable[..., Plan
 
 RUN_FILES = {
     *("run.json", "plan.toml", "registry.json", "lock", "ledger.db", "checkpoint.bin"),
-    *("metrics.jsonl", "oracle_simulation_only.jsonl", "summary.json", "statement.json"),
+    *("metrics.jsonl", "oracle_simulation_only.jsonl", "heterogeneity_simulation_only.json"),
+    *("summary.json", "statement.json"),
     *("policy.safetensors", "transcript/000000.bin", "transcript/000001.bin"),
 }
 
