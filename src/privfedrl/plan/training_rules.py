@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from privfedrl.plan_numbers import number
+from privfedrl.plan.numbers import number
 
 if TYPE_CHECKING:
-    from privfedrl.plan import Plan
+    from privfedrl.plan.plan import Plan
 
 __all__ = ["ALGORITHM_TRAITS", "TRAINING_RULES", "VARIATIONS", "Traits"]
 

@@ -34,7 +34,7 @@ from privfedrl.plan import (
     SimulationPlan,
     TrainingPlan,
 )
-from privfedrl.plan_rules import (
+from privfedrl.plan.rules import (
     HE_AGENTS,
     MAX_COMPLETE_AGENTS,
     MAX_CORRELATED_ROUNDS,
@@ -43,7 +43,7 @@ from privfedrl.plan_rules import (
 from privfedrl.privacy.correlated import CorrelatedNoise
 from privfedrl.secagg.parameters import MAX_CLIENTS, MAX_COMPLETE
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "plans"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "plans"
 TOML = """
 name = "tiny"
 [fleet]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from privfedrl.errors import ConfigurationError, StorageError
-from privfedrl.plan_rules import MAX_COMPLETE_AGENTS, RULES
-from privfedrl.plan_sections import (
+from privfedrl.plan.rules import MAX_COMPLETE_AGENTS, RULES
+from privfedrl.plan.sections import (
     AdaptiveClip,
     AgentLearner,
     EncodingPlan,
@@ -31,7 +31,7 @@ from privfedrl.plan_sections import (
     SimulationPlan,
     TrainingPlan,
 )
-from privfedrl.plan_values import canonical, read_section, type_problems, write_section
+from privfedrl.plan.values import canonical, read_section, type_problems, write_section
 from privfedrl.privacy.units import Unit
 
 if typing.TYPE_CHECKING:

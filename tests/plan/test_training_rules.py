@@ -22,7 +22,7 @@ from privfedrl.plan import (
     ProtectionPlan,
     TrainingPlan,
 )
-from privfedrl.plan_training_rules import ALGORITHM_TRAITS, TRAINING_RULES, VARIATIONS
+from privfedrl.plan.training_rules import ALGORITHM_TRAITS, TRAINING_RULES, VARIATIONS
 from privfedrl.training.algorithms import ALGORITHMS
 
 Sections = Mapping[str, Mapping[str, Any]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privfedrl.plan_numbers import number
-from privfedrl.plan_training_rules import TRAINING_RULES
+from privfedrl.plan.numbers import number
+from privfedrl.plan.training_rules import TRAINING_RULES
 
 if TYPE_CHECKING:
-    from privfedrl.plan import Plan
+    from privfedrl.plan.plan import Plan
 
 __all__ = [
     "HE_AGENTS",

@@ -1,7 +1,7 @@
 """The sections of a plan: frozen values, each field with its meaning and unit.
 
 Guarantee: every field but those of :class:`SimulationPlan` enters the plan's digest. What must hold
-between fields is in ``plan_rules`` and ``plan_training_rules``.
+between fields is in ``rules`` and ``training_rules``.
 """
 
 from __future__ import annotations
