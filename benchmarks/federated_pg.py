@@ -146,7 +146,8 @@ def measure(
             runs.append(run)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(judged(arm, runs), indent=2)
+                every = {**saved, **{one["seed"]: one for one in runs}}
+                text = json.dumps(judged(arm, [every[key] for key in sorted(every)]), indent=2)
                 (folder / f"{arm.plan}.json").write_text(text + "\n")
             say(
                 f"{arm.plan} seed {seed}: {arm.figure} {_shown(arm.value(run))}; at the end greedy "

@@ -98,7 +98,7 @@ def _played(run: Path, wanted: _Wanted) -> dict[str, Any]:
         raise ConfigurationError(f"seed must be >= 0, got {wanted.seed}")
     trained = TrainedPolicy.load(run)
     spec = trained.environment(agent=wanted.agent, level=wanted.level, seed=wanted.seed)
-    reels = _reels(wanted)
+    reels = _reels(run, wanted)
     found = trained.evaluate(
         spec, episodes=wanted.episodes, seed=wanted.seed, sampled=wanted.sampled
     )
@@ -153,8 +153,13 @@ def _described_film(episode: Evaluation, reels: Sequence[_Reel]) -> dict[str, An
     }
 
 
-def _reels(wanted: _Wanted) -> list[_Reel]:
+def _reels(run: Path, wanted: _Wanted) -> list[_Reel]:
     """Where frames go, checked before anything is computed."""
+    for name, path in (("--gif", wanted.gif), ("--frames", wanted.frames)):
+        if path is not None and path.resolve().is_relative_to(run.resolve()):
+            raise ConfigurationError(
+                f"{name} must lie outside the run directory, which is evidence, got {str(path)!r}"
+            )
     reels: list[_Reel] = []
     if wanted.gif is not None:
         reels.append(_Gif(wanted.gif))
@@ -177,6 +182,10 @@ class _Gif:
     def __init__(self, path: Path) -> None:
         if not path.parent.is_dir():
             raise StorageError(f"folder of --gif {str(path)!r} does not exist")
+        if path.exists() and not _is_gif(path):
+            raise ConfigurationError(
+                f"--gif must be a new file or a GIF to replace, got {str(path)!r}"
+            )
         self._image = _pillow()
         self._path, self._seen, self._delay = path, 0, 0.0
         self._pictures: list[Any] = []
@@ -228,6 +237,14 @@ class _Folder:
 
     def finish(self) -> str:
         return str(self._path)
+
+
+def _is_gif(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GIF8"
+    except OSError:
+        return False
 
 
 def _pillow() -> Any:

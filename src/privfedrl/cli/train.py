@@ -41,13 +41,17 @@ def train(
     workers: Annotated[
         int | None, typer.Option("--workers", help="processes for slow environments")
     ] = None,
+    rollout_timeout: Annotated[
+        float | None,
+        typer.Option("--rollout-timeout", help="seconds for one agent's batch in such a process"),
+    ] = None,
     protection: Protection = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
 ) -> None:
     """Train the fleet of PLAN and leave policy, ledger, statement and report in --out."""
     with reported_errors(as_json=as_json):
         wanted = protected_by(Plan.from_toml(plan), protection)
-        run, report = _run(wanted, out, seed=seed, resume=resume, workers=workers)
+        run, report = _run(wanted, out, seed, resume, workers, rollout_timeout)
     if as_json:
         emit(msgspec.to_builtins(run.summary))
     else:
@@ -56,7 +60,12 @@ def train(
 
 
 def _run(
-    plan: Plan, out: Path, *, seed: int | None, resume: bool, workers: int | None
+    plan: Plan,
+    out: Path,
+    seed: int | None,
+    resume: bool,
+    workers: int | None,
+    rollout_timeout: float | None,
 ) -> tuple[Run, Path]:
     try:  # here, so that checking a plan or a ledger needs no torch
         from privfedrl.federation.report import require_matplotlib, write_report
@@ -71,7 +80,7 @@ def _run(
             seed=seed,
             resume=resume,
             progress=show,
-            runtime=Runtime(workers=workers),
+            runtime=Runtime(workers=workers, rollout_timeout_s=rollout_timeout),
         )
     return run, write_report(run.path)
 

@@ -52,14 +52,21 @@ class GymnasiumEnv:
             raise ConfigurationError(f"num_envs must be an integer >= 1, got {num_envs!r}")
         self.num_envs = num_envs
         self._id = spec.id
-        made = [make_scalar(spec) for _ in range(num_envs)]
-        self._envs = [env for env, _limit in made]
-        self._limit = made[0][1]
-        self._start_shift = start_shift(spec)
-        self._observation_space = self._envs[0].observation_space
-        self._action_space = self._envs[0].action_space
-        self.observation_size, self._flatten = _observation_reader(spec.id, self._observation_space)
-        self._read_action_space()
+        self._envs: list[gymnasium.Env] = []
+        try:
+            for _ in range(num_envs):
+                env, self._limit = make_scalar(spec)
+                self._envs.append(env)
+            self._start_shift = start_shift(spec)
+            self._observation_space = self._envs[0].observation_space
+            self._action_space = self._envs[0].action_space
+            self.observation_size, self._flatten = _observation_reader(
+                spec.id, self._observation_space
+            )
+            self._read_action_space()
+        except BaseException:
+            self.close()
+            raise
         self.failures: dict[int, EnvironmentFault] = {}
         self._allocate(list(range(num_envs)))
 
@@ -239,4 +246,10 @@ def _observation_reader(
         raise ConfigurationError(
             f"observation space of {env_id} must be flattenable, got {type(space).__name__}"
         )
-    return spaces.flatdim(space), lambda value: np.asarray(spaces.flatten(space, value))
+
+    def flatten(observation: Any) -> NDArray[np.floating]:
+        if not space.contains(observation):  # an index of -1 would be read as the last one
+            raise TypeError("not in the declared space")
+        return np.asarray(spaces.flatten(space, observation))
+
+    return spaces.flatdim(space), flatten

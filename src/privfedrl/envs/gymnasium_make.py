@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MUJOCO", "make_rendering", "make_scalar", "start_shift"]
 
 Params = Mapping[str, float]
+_EXTRA_MODULES = frozenset({"Box2D", "gymnasium", "mujoco", "pygame"})
 MUJOCO = frozenset(
     {"HalfCheetah-v5", "Hopper-v5", "InvertedPendulum-v5", "Swimmer-v5", "Walker2d-v5"}
 )
@@ -164,11 +165,17 @@ def _construct(spec: EnvSpec, maker: Callable[..., Any], **options: Any) -> Any:
             env = maker(spec.id, **options, **arguments(params))
     except gymnasium.error.DependencyNotInstalled:
         raise MissingExtraError(f"a dependency of {spec.id}", extra="rl") from None
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ModuleNotFoundError):
-        raise ConfigurationError(f"id must be a registered environment, got {spec.id!r}") from None
+    except ModuleNotFoundError as error:
+        raise _missing(spec.id, error) from None
     except PrivfedrlError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code may raise anything
+        unknown = (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv)
+        # an id that is none at all is a bare Error
+        if isinstance(error, unknown) or type(error) is gymnasium.error.Error:
+            raise ConfigurationError(
+                f"id must be a registered environment, got {spec.id!r}"
+            ) from None
         raise EnvironmentFault(f"{spec.id}: constructor raised {type(error).__name__}") from None
     for name, value in attributes(params).items():
         setattr(env.unwrapped, name, value)
@@ -177,3 +184,20 @@ def _construct(spec: EnvSpec, maker: Callable[..., Any], **options: Any) -> Any:
 
         change_physics(env.unwrapped, dict(spec.params))
     return env
+
+
+def _missing(env_id: str, error: ModuleNotFoundError) -> PrivfedrlError:
+    """What to do about a module that cannot be imported: install it, or put it on the path."""
+    # Gymnasium hides the name of a module that it was asked to import in the cause
+    module = error.name or getattr(error.__cause__, "name", None) or "a module"
+    if module.partition(".")[0] in _EXTRA_MODULES:
+        return MissingExtraError(f"{module}, which {env_id} needs", extra="rl")
+    named = env_id.partition(":")[0] if ":" in env_id else None
+    if module == named:
+        return ConfigurationError(
+            f"id must name a module on the path (PYTHONPATH) before the colon, got {env_id!r}"
+        )
+    return ConfigurationError(
+        f"id must be an environment whose modules are installed, got {env_id!r}, which needs "
+        f"{module!r}"
+    )

@@ -54,7 +54,6 @@ class PerturbedEnv:
         self.action_kind: Literal["discrete", "continuous"] = env.action_kind
         self.num_actions, self.action_size = env.num_actions, env.action_size
         self.action_low, self.action_high = env.action_low, env.action_high
-        self.failures: dict[int, EnvironmentFault] = env.failures  # the block's own: one record
         self._specs = tuple(specs)
         self._share = env.num_envs // len(specs)
         self._default = _default_action(env)
@@ -78,6 +77,15 @@ class PerturbedEnv:
         self._seen = self._acted = 0  # observations and actions since the reset
         shape = (int(self._delay.max()) + 1, self.num_envs, *self._default.shape)
         self._pending = np.broadcast_to(self._default, shape).copy()
+
+    @property
+    def failures(self) -> dict[int, EnvironmentFault]:
+        """The block's own: one record."""
+        return self.env.failures
+
+    @failures.setter
+    def failures(self, found: dict[int, EnvironmentFault]) -> None:
+        self.env.failures = found
 
     def reset(self, rng: np.random.Generator | Sequence[np.random.Generator]) -> Float32:
         """Start the block, then shift the starts; noise gets a generator of its own."""

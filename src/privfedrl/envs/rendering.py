@@ -65,6 +65,8 @@ def render_env(spec: EnvSpec) -> gymnasium.Env:
         except MissingExtraError:
             raise
         except Exception as error:  # noqa: BLE001 - drivers and foreign code may raise anything
+            if type(error).__name__ == "DependencyNotInstalled":
+                raise MissingExtraError(f"what draws {spec.id}", extra="rl") from None
             frame = type(error).__name__
     if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
         raise ConfigurationError(

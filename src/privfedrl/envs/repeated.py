@@ -36,8 +36,16 @@ class RepeatedEnv:
         self.action_kind: Literal["discrete", "continuous"] = env.action_kind
         self.num_actions, self.action_size = env.num_actions, env.action_size
         self.action_low, self.action_high = env.action_low, env.action_high
-        self.failures: dict[int, EnvironmentFault] = env.failures  # the block's own: one record
         self._running = np.ones(env.num_envs, dtype=np.bool_)
+
+    @property
+    def failures(self) -> dict[int, EnvironmentFault]:
+        """The block's own: one record."""
+        return self.env.failures
+
+    @failures.setter
+    def failures(self, found: dict[int, EnvironmentFault]) -> None:
+        self.env.failures = found
 
     def reset(
         self, rng: np.random.Generator | Sequence[np.random.Generator]

@@ -145,6 +145,12 @@ def _checked_params(
 ) -> tuple[tuple[str, float], ...]:
     table = family.parameters if family else {}
     given: dict[str, float] = {}
+    if not isinstance(params, tuple) or not all(
+        isinstance(pair, tuple) and len(pair) == 2 for pair in params
+    ):
+        raise ConfigurationError(
+            f"params must be a tuple of (name, number) pairs, got {shown(params)}"
+        )
     for name, value in params:
         if name not in table:
             known = ", ".join(sorted(table)) or "none"

@@ -205,11 +205,13 @@ def contribute(
     # out here: an error of the caller's must not look like one of the environment
     parameters, clip = model.parameters, model.clip
     lost: list[int] = []
+    broken: list[EnvironmentFault | None] = []
 
     def collect(theta: NDArray[np.float64]) -> TrajectoryBatch:
-        batch = experience(theta, len(lost))
-        _check_batch(setup, batch)
+        batch = _checked(setup, experience(theta, len(lost)))
         lost.append(batch.lost)
+        if batch.lost == batch.num_trajectories:
+            broken.append(batch.fault)
         # a public shape, see padded; whatever lies beyond it is dropped trajectory by trajectory
         horizon = setup.plan.fleet.horizon
         return batch.within(horizon).padded(horizon)
@@ -233,7 +235,8 @@ def contribute(
     return Contribution(
         vector=setup.codec.to_ring(integers),
         spent=spent,
-        fault=fault,
+        # where every trajectory failed by itself nothing was raised
+        fault=next(iter(broken), None) if fault is None else fault,
         lost=sum(lost),
     )
 
@@ -303,9 +306,13 @@ def _nothing(setup: RoundSetup) -> LocalUpdate:
     )
 
 
-def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:
-    """Refuse a batch that is not the plan's: in another shape it could not be clipped per unit."""
-    plan = setup.plan
+def _checked(setup: RoundSetup, batch: TrajectoryBatch) -> TrajectoryBatch:
+    """An own copy of a batch; refuses one that is not the plan's, which could not be clipped.
+
+    Here, and not where it is used: it is kept for further rounds beside batches that are sound, and
+    whoever made it may use its memory again.
+    """
+    plan, policy = setup.plan, setup.policy
     if not isinstance(batch, TrajectoryBatch):
         raise EnvironmentFault(f"a batch must be a TrajectoryBatch, got {type(batch).__name__}")
     if batch.num_trajectories != plan.fleet.trajectories:
@@ -313,3 +320,7 @@ def _check_batch(setup: RoundSetup, batch: TrajectoryBatch) -> None:
             f"a batch must hold {plan.fleet.trajectories} trajectories, "
             f"got {batch.num_trajectories}"
         )
+    return batch.owned(
+        observation_size=policy.observation_size,
+        action_size=policy.action_size if policy.action == "gaussian" else None,
+    )

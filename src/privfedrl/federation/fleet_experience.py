@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from privfedrl.envs import EnvSpec, heterogeneous, nominal
+from privfedrl.envs import BLOCKS, EnvSpec, heterogeneous, nominal
 from privfedrl.envs.heterogeneity import Heterogeneity, measure
 from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.federation.local_experience import guide_of
@@ -21,6 +21,7 @@ from privfedrl.federation.setup import RoundSetup
 from privfedrl.plan import Plan
 from privfedrl.privacy import Unit
 from privfedrl.rollout import RolloutWorkers, TrajectoryBatch, collect_fleet
+from privfedrl.rollout.workers import in_process_of_its_own
 
 __all__ = [
     "FleetExperience",
@@ -32,6 +33,7 @@ __all__ = [
 
 # a table that a person can read, in seconds also where the environment is slow
 _MEASURED_AGENTS, _MEASURED_EPISODES, _MEASURED_HORIZON = 20, 8, 200
+_MEASURED_SECONDS = 120.0
 
 # one stream per purpose, so that no two draws of a run share a generator
 STREAMS = {
@@ -71,7 +73,17 @@ def fleet_heterogeneity(plan: Plan, *, seed: int) -> Heterogeneity:
     """Oracle, simulation only: how far the fleet's environments are from the nominal one.
 
     Of a large fleet as many agents as a table can show, evenly spaced in the order of the fleet.
+
+    Raises:
+        EnvironmentFault: an environment failed, crashed its process or took too long.
     """
+    if plan.fleet.environment in BLOCKS:  # no foreign code
+        return _measured(plan, seed)
+    found: Heterogeneity = in_process_of_its_own(_measured, plan, seed, timeout_s=_MEASURED_SECONDS)
+    return found
+
+
+def _measured(plan: Plan, seed: int) -> Heterogeneity:
     specs = fleet_environments(plan, seed=seed)
     every = -(-len(specs) // _MEASURED_AGENTS)
     return measure(

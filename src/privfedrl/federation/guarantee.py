@@ -20,6 +20,7 @@ from privfedrl.federation.bounds import bounded_curve, bounded_epsilon, plan_cos
 from privfedrl.federation.mechanism_texts import NO_NOISE, bound_text, mechanism_text
 from privfedrl.federation.setup import RoundSetup
 from privfedrl.federation.trust_texts import secure_aggregation, trust_model
+from privfedrl.plan import AgentLearner
 from privfedrl.privacy import (
     Adjacency,
     DpEvent,
@@ -322,7 +323,12 @@ def _lifetime_text(setup: RoundSetup, ledger: Ledger) -> str:
 
 def _releases(setup: RoundSetup) -> tuple[Release, ...]:
     noised, without = ("noised ", "") if setup.mechanism else ("", ", without noise")
-    what = f"{noised}mean of clipped policy gradients{without}, as a new policy"
+    gradients = "policy gradients"
+    if setup.policy.critic_hidden is not None:
+        gradients = "policy gradients and of a critic's, clipped apart"
+    elif setup.policy.action == "q-values":
+        gradients = "gradients of action values"
+    what = f"{noised}mean of clipped {gradients}{without}, as a new policy"
     if setup.plan.unit is Unit.AGENT:
         what = f"{noised}mean of clipped model deltas{without}, as a new policy"
     if setup.step_codec is not None:
@@ -373,9 +379,41 @@ def _side_releases(setup: RoundSetup) -> SideReleasesField:
         timing="not hidden: the time an agent needs for its rollouts is visible to the coordinator",
         hyper_parameter_search="not covered: choosing a plan by looking at earlier runs on the "
         "same data is not charged",
-        early_stopping="none: the number of rounds is fixed by the plan",
-        normaliser_state="none is kept",
+        early_stopping=_early_stopping(setup),
+        normaliser_state=_normaliser_state(setup),
     )
+
+
+def _inside_agents(setup: RoundSetup) -> AgentLearner | None:
+    """How agents learn inside, where what they learn is clipped as a whole."""
+    plan = setup.plan
+    if plan.unit is not Unit.AGENT or plan.training.algorithm == "reinforce":
+        return None
+    return AgentLearner() if plan.training.learner is None else plan.training.learner
+
+
+def _early_stopping(setup: RoundSetup) -> str:
+    learner = _inside_agents(setup)
+    text = "none: the number of rounds is fixed by the plan"
+    if learner is None or learner.target_kl is None:
+        return text
+    return f"{text}; epochs inside an agent stop on its own data, before its delta is clipped"
+
+
+def _normaliser_state(setup: RoundSetup) -> str:
+    learner = _inside_agents(setup)
+    kept = []
+    if learner is not None and setup.plan.training.algorithm == "dqn":
+        kept.append("a replay memory")
+    elif learner is not None and learner.normalise_observations:
+        kept.append("running means and deviations of observations")
+    if learner is not None and learner.private_critic is not None:
+        kept.append("a private critic")
+    if learner is not None and not learner.reset_optimiser:
+        kept.append("an optimiser's state")
+    if not kept:
+        return "none is kept"
+    return f"kept inside the agent between rounds, not released: {', '.join(kept)}"
 
 
 def _not_covered() -> NotCoveredField:

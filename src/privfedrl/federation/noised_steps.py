@@ -127,10 +127,13 @@ def _parts(setup: RoundSetup) -> tuple[FixedPoint, Mechanism]:
 def as_faults() -> Iterator[None]:
     """Any error that data could cause becomes a fault: escaping, it would show that it was caused.
 
-    A PrivacyError is about the caller (the same batch twice), not about what is in the batch.
+    A PrivacyError is about the caller (the same batch twice), not about what is in the batch. What
+    overflows or underflows in one row must not raise, whatever numpy was told to do about it by the
+    caller: an error would take all rows with it.
     """
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except (EnvironmentFault, PrivacyError):
         raise
     except Exception as error:

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from privfedrl.envs import heterogeneous
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.adversaries import adversaries
 from privfedrl.federation.backends import Homomorphic, Pairwise, check_rosters
@@ -148,6 +149,7 @@ def promise(plan: Plan) -> Promise:
     """
     setup = round_setup(plan)
     _check_schedule(plan)
+    _check_fleet(plan)
     _check_budget(setup)
     if plan.sparse and isinstance(setup.backend, Pairwise):
         check_rosters(plan, setup.backend.parameters)
@@ -182,6 +184,17 @@ def promise(plan: Plan) -> Promise:
         correlation_bands=plan.privacy.correlation_bands,
         **_graph(setup),
     )
+
+
+def _check_fleet(plan: Plan) -> None:
+    """What is known about the environment without making it: whether it can vary as it should."""
+    fleet = plan.fleet
+    try:
+        heterogeneous(
+            fleet.environment, level=fleet.level, agents=fleet.agents, seed=0, varies=fleet.varies
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError(f"fleet.{error}") from error
 
 
 def _graph(setup: RoundSetup) -> dict[str, Any]:

@@ -9,13 +9,16 @@ named *oracle, simulation only*, apart from released metrics.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from privfedrl.envs import make_vector_env
 from privfedrl.errors import ConfigurationError, StorageError
+from privfedrl.federation.fleet_experience import nominal_environment
 from privfedrl.federation.participants import Participants
 from privfedrl.federation.run_directory import (
     FORMAT,
@@ -23,6 +26,7 @@ from privfedrl.federation.run_directory import (
     RunHeader,
     check_same_run,
 )
+from privfedrl.federation.setup import policy_of
 from privfedrl.federation.simulation import Progress, Run, Simulation
 from privfedrl.plan import Plan
 from privfedrl.primitives.random import (
@@ -31,6 +35,7 @@ from privfedrl.primitives.random import (
     system_entropy,
 )
 from privfedrl.rollout import RolloutWorkers
+from privfedrl.rollout.collect import check_policy_fits
 
 __all__ = ["Progress", "Run", "Runtime", "simulate"]
 
@@ -40,13 +45,27 @@ class Runtime:
     """Switches that cannot change privacy.
 
     Attributes:
-        workers: processes for environments that are not vectorised; None = one per core.
+        workers: processes for environments that are not vectorised, >= 1; None = one per core.
+        rollout_timeout_s: seconds that one agent's batch may take in such a process, > 0; one that
+            is late counts as a failed environment. None = no limit.
         torch_threads: of the local gradients. Policies are small: a second thread costs more in
             hand-over than it computes (measured: 16 s with one, 72 s with two on two cores).
     """
 
     workers: int | None = None
+    rollout_timeout_s: float | None = None
     torch_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "torch_threads"):
+            value = getattr(self, name)
+            if value is None and name == "workers":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
+        limit = self.rollout_timeout_s
+        if limit is not None and not 0 < limit < math.inf:
+            raise ConfigurationError(f"rollout_timeout_s must be finite and > 0, got {limit!r}")
 
 
 def simulate(
@@ -80,12 +99,28 @@ def simulate(
     plan.check()
     if seed is not None and not 0 <= seed < 2**63:
         raise ConfigurationError(f"seed must lie in [0, 2^63), got {seed}")
+    _check_environment(plan)  # before there is a directory, or a charge
     directory = RunDirectory(Path(out))
     with directory.locked():
         header = _header(directory, plan, seed=seed, resume=resume, entropy=entropy)
         with _simulation(directory, plan, header, runtime or Runtime(), entropy) as simulation:
             simulation.train(progress)
             return simulation.finish()
+
+
+def _check_environment(plan: Plan) -> None:
+    """The nominal environment can be made, and the plan's policy can see and act in it.
+
+    Raises:
+        ConfigurationError: it is unknown, or has other sizes than the policy.
+        MissingExtraError: something that it needs is not installed.
+        EnvironmentFault: its constructor raised.
+    """
+    env = make_vector_env(nominal_environment(plan), 1)
+    try:
+        check_policy_fits(policy_of(plan), env)
+    finally:
+        env.close()
 
 
 def _header(
@@ -126,7 +161,8 @@ def _simulation(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_torch_threads(runtime.torch_threads))
         participants = stack.enter_context(Participants.open(directory, plan, entropy))
-        workers = stack.enter_context(RolloutWorkers(runtime.workers or os.cpu_count() or 1))
+        count = (os.cpu_count() or 1) if runtime.workers is None else runtime.workers
+        workers = stack.enter_context(RolloutWorkers(count, timeout_s=runtime.rollout_timeout_s))
         yield Simulation(directory, plan, header, participants, workers, entropy, stack)
 
 

@@ -469,9 +469,12 @@ class Simulation:
         batches = {
             k: batch
             for k, batch in self.experience.collected.items()
-            if isinstance(batch, TrajectoryBatch)
+            if isinstance(batch, TrajectoryBatch) and batch.mask.any()
         }
-        returns = {self.participants.agents[k]: float(b.returns.mean()) for k, b in batches.items()}
+        returns = {  # of the trajectories that there are
+            self.participants.agents[k]: float(b.returns[b.mask.any(axis=1)].mean())
+            for k, b in batches.items()
+        }
         steps = self.experience.steps
         spent = self.participants.ledger.spent().epsilon
         released = released_row(self.plan, result, attempted.traffic, attempted.failures, spent)

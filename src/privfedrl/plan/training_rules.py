@@ -272,6 +272,8 @@ def _unit_rules(plan: Plan) -> list[str]:
 
 def _never_moves(plan: Plan) -> bool:
     training = plan.training
+    if plan.privacy.mechanism == "local-skellam":
+        return True  # every noised step collects with the policy that it improves
     learns_inside = plan.privacy.unit == "agent" and training.algorithm != "reinforce"
     return training.epochs == 1 and training.local_steps == 1 and not learns_inside
 

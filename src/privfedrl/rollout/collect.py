@@ -9,7 +9,7 @@ Notation: B trajectories per agent, K agents, T steps, n rows that still run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ def collect(
         this saves work inside the agent and never leaves it.
     Raises:
         ConfigurationError: parameters or spaces do not fit the policy, horizon below 1.
-        EnvironmentFault: see ``VectorEnv.step``.
+        EnvironmentFault: there is no block to speak of: it raised, and not row by row.
     """
     return roll_block(
         policy, parameters, env, horizon=horizon, rngs=[rng], exploration=exploration, guide=guide
@@ -102,7 +102,15 @@ def collect_fleet(
     if fits_one_block(specs):
         env = make_fleet_env(specs, num_trajectories_each)
         return list(
-            roll_block(policy, parameters, env, horizon=horizon, rngs=rngs, exploration=exploration)
+            roll_block(
+                policy,
+                parameters,
+                env,
+                horizon=horizon,
+                rngs=rngs,
+                exploration=exploration,
+                guide=guide,
+            )
         )
     if workers is not None:
         return workers.collect(
@@ -180,9 +188,32 @@ def roll_block(
         raise ConfigurationError(f"horizon must be an integer >= 1, got {horizon!r}")
     bound = _bound(policy, parameters, exploration, guide)
     progress = _Progress(env.num_envs, len(rngs))
+    chunks: list[_Chunk] = []
+    try:
+        _roll(bound, env, policy, rngs, progress, chunks, horizon=horizon, greedy=greedy)
+    except EnvironmentFault:
+        if len(env.failures) < env.num_envs:
+            raise
+        # each row failed by itself: all are absent, as each of them would be beside others
+        chunks = chunks or [_Chunk.empty(progress, 0, env, policy)]
+    progress.forget(env.failures)
+    return [_assemble(chunks, progress, agent) for agent in range(len(rngs))]
+
+
+def _roll(
+    bound: BoundPolicy | BoundMixture,
+    env: VectorEnv,
+    policy: MlpPolicy,
+    rngs: Generators,
+    progress: _Progress,
+    chunks: list[_Chunk],
+    *,
+    horizon: int,
+    greedy: bool,
+) -> None:
+    """Append chunks until every row has ended or the horizon is reached."""
     observations = env.reset(rngs)
     bound.begin(env.num_envs)
-    chunks: list[_Chunk] = []
     while progress.running.size and progress.steps < horizon:
         length = min(_CHUNK, horizon - progress.steps)
         draws = None if greedy else _draws(bound, rngs, progress, length)
@@ -194,8 +225,6 @@ def roll_block(
             env.select(kept)
             bound.select(kept)
             observations = observations[kept]
-    progress.forget(sorted(env.failures))
-    return [_assemble(chunks, progress, agent) for agent in range(len(rngs))]
 
 
 def _bound(
@@ -238,11 +267,12 @@ class _Progress:
         self.running = np.arange(rows)
         self.lengths = np.zeros(rows, dtype=np.int64)
         self.terminated = np.zeros(rows, dtype=np.bool_)
-        self.failed = np.zeros(rows, dtype=np.bool_)
+        self.failures: Mapping[int, EnvironmentFault] = {}
 
-    def forget(self, rows: list[int]) -> None:
+    def forget(self, failures: Mapping[int, EnvironmentFault]) -> None:
         """Make the trajectories of failed rows absent."""
-        self.failed[rows] = True
+        self.failures = dict(failures)
+        rows = sorted(failures)
         self.lengths[rows] = 0
         self.terminated[rows] = False
 
@@ -358,6 +388,7 @@ def _assemble(chunks: list[_Chunk], progress: _Progress, agent: int) -> Trajecto
         observations[where] = chunk.observations[:used, :, low:high].transpose(2, 0, 1)
         actions[where] = chunk.actions[:used, low:high].swapaxes(0, 1)
         rewards[where] = chunk.rewards[:used, low:high].T
+    failed = [row for row in range(first, last) if row in progress.failures]
     mask = np.arange(steps) < lengths[:, None]
     for values in (observations, actions, rewards):
         values[~mask] = 0
@@ -368,5 +399,6 @@ def _assemble(chunks: list[_Chunk], progress: _Progress, agent: int) -> Trajecto
         mask=mask,
         terminated=terminated,
         truncated=~terminated,
-        lost=int(np.count_nonzero(progress.failed[first:last])),
+        lost=len(failed),
+        fault=progress.failures[failed[0]] if failed else None,
     )

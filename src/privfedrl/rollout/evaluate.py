@@ -89,6 +89,8 @@ def evaluate_in(
         rngs=[np.random.default_rng(rng)],
         greedy=not sampled,
     )
+    if batch.fault is not None and batch.lost == batch.num_trajectories:
+        raise batch.fault
     whole = batch.mask.any(axis=1)  # an episode whose environment failed has no steps
     return Evaluation(
         returns=batch.returns[whole].astype(np.float64),

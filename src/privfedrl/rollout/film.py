@@ -1,7 +1,8 @@
 """One episode, seen: frames of an environment while a policy acts in it.
 
-Guarantee: the episode has the physics, rewards, observation noise and action delay of its spec, and
-is deterministic given the parameters, the spec and the seed. Starts are those of the unperturbed
+Guarantee: the episode has the physics, rewards, observation noise, action delay and action repeat
+of its spec (with a frame of every step that an action is held for), and is deterministic given the
+parameters, the spec and the seed. Starts are those of the unperturbed
 environment (a frame cannot be drawn from a start that was shifted behind the environment's back).
 """
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from privfedrl.envs import EnvSpec
 from privfedrl.envs.perturbed import perturbed
+from privfedrl.envs.repeated import repeated
 from privfedrl.envs.vector_env import Step, row_shares
 from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.rollout.evaluate import Evaluation, evaluate_in
@@ -57,7 +59,7 @@ def film(
         EnvironmentFault: the environment failed.
     """
     with _headless(), contextlib.ExitStack() as stack:
-        block = perturbed(_Filmed(spec, show), [spec])
+        block = repeated(perturbed(_Filmed(spec, show), [spec]), spec.action_repeat)
         stack.callback(block.close)
         return evaluate_in(block, policy, parameters, rng=rng, horizon=horizon, sampled=sampled)
 
@@ -81,12 +83,12 @@ class _Filmed:
     num_envs = 1
 
     def __init__(self, spec: EnvSpec, show: Callable[[Frame, float], None]) -> None:
-        from gymnasium import spaces
-
         from privfedrl.envs.rendering import render_env
 
         self.failures: dict[int, EnvironmentFault] = {}
         self._env: gymnasium.Env = render_env(spec)
+        from gymnasium import spaces  # after render_env, which says what to install without it
+
         self._id, self._show = spec.id, show
         self._rate = float(self._env.metadata.get("render_fps") or 30)
         seen, space = self._env.observation_space, self._env.action_space

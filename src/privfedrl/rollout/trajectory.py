@@ -20,6 +20,8 @@ Bool = NDArray[np.bool_]
 
 # an identifier, not a document; also the limit for names in a plan
 _MAX_SUBJECT = 200
+# float64 holds every whole number below it
+_NO_INDEX = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -36,6 +38,7 @@ class TrajectoryBatch:
         terminated: bool [B], the environment's own end (no value beyond it).
         truncated: bool [B], cut by a time limit (the environment's or the horizon T).
         lost: rows whose environment failed; they are absent (masked throughout). Private: local.
+        fault: what the first of them failed with, or None. Private: local.
         batch_id: random identity; a ledger spends it once, so no trajectory feeds two releases.
         subjects: whose trajectory each row is, B identifiers of 1 to 200 printable characters, or
             None where nobody is named; needed for unit PERSON. Compared character by character:
@@ -52,6 +55,7 @@ class TrajectoryBatch:
     terminated: Bool
     truncated: Bool
     lost: int = 0
+    fault: EnvironmentFault | None = None
     batch_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     subjects: tuple[str, ...] | None = None
 
@@ -117,8 +121,43 @@ class TrajectoryBatch:
             terminated=stacked("terminated"),
             truncated=stacked("truncated"),
             lost=sum(part.lost for part in parts),
+            fault=next((part.fault for part in parts if part.fault is not None), None),
             batch_id=parts[-1].batch_id,
             subjects=None if named is None else tuple(name for part in named for name in part),
+        )
+
+    def owned(self, *, observation_size: int, action_size: int | None) -> TrajectoryBatch:
+        """A copy in the declared types that shares no memory with anything its maker still has.
+
+        Foreign code may hand out one buffer again and again, or types of its own. What one row
+        holds decides about that row alone: a value that is too large for float32 is infinite,
+        an action that is no index is -1, and either makes its own row unusable later on.
+
+        Args:
+            observation_size: length of an observation.
+            action_size: of a continuous action, or None for discrete ones.
+        Raises:
+            EnvironmentFault: shapes are not those of the arguments, or an array holds no numbers.
+        """
+        if self.observations.shape[2:] != (observation_size,):
+            raise EnvironmentFault(
+                f"observations must have shape [B, T, {observation_size}], got "
+                f"{self.observations.shape}"
+            )
+        wanted = () if action_size is None else (action_size,)
+        if self.actions.shape[2:] != wanted:
+            raise EnvironmentFault(
+                f"actions must have shape {('B', 'T', *wanted)}, got {self.actions.shape}"
+            )
+        actions = _numbers("actions", self.actions)
+        return replace(
+            self,
+            observations=_float32("observations", self.observations),
+            actions=_indices(actions) if action_size is None else _float32("actions", actions),
+            rewards=_float32("rewards", self.rewards),
+            mask=_flags("mask", self.mask),
+            terminated=_flags("terminated", self.terminated),
+            truncated=_flags("truncated", self.truncated),
         )
 
     def within(self, steps: int) -> TrajectoryBatch:
@@ -164,6 +203,30 @@ class TrajectoryBatch:
             rewards=pad(self.rewards),
             mask=pad(self.mask),
         )
+
+
+def _numbers(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind not in "biuf":
+        raise EnvironmentFault(f"{name} must hold real numbers, got type {values.dtype}")
+    return values
+
+
+def _float32(name: str, values: NDArray[Any]) -> Float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _numbers(name, values).astype(np.float32)
+
+
+def _indices(values: NDArray[Any]) -> NDArray[np.int64]:
+    """A copy as int64; -1 where there is no whole number that an index could be."""
+    with np.errstate(invalid="ignore"):
+        index = (values >= 0) & (values < _NO_INDEX) & (values == np.floor(values))
+    return np.where(index, values, -1).astype(np.int64)
+
+
+def _flags(name: str, values: NDArray[Any]) -> Bool:
+    if values.dtype != np.bool_:
+        raise EnvironmentFault(f"{name} must be of type bool, got {values.dtype}")
+    return values.copy()
 
 
 def _check_subjects(subjects: object, rows: int) -> None:

@@ -4,7 +4,8 @@ Guarantee: the same generator state gives the same trajectories as in this proce
 that raises, hangs or takes its process down costs that agent its batch and nobody else anything.
 
 Processes are spawned, never forked (threads and locks of the parent stay behind). As always with
-spawned processes, a script that uses them needs an ``if __name__ == "__main__"`` guard.
+spawned processes, a script that uses them needs an ``if __name__ == "__main__"`` guard. A process
+says when it has started: one that never does is a mistake of the caller's, not of an environment.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -28,15 +29,19 @@ from privfedrl.errors import (
     EnvironmentFault,
     LocalProtocolError,
     MissingExtraError,
+    PrivfedrlError,
 )
 from privfedrl.rollout.collect import collect
 from privfedrl.rollout.mixture import Guide
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 
-__all__ = ["RolloutWorkers"]
+__all__ = ["RolloutWorkers", "in_process_of_its_own"]
 
 _JOIN_TIMEOUT_S = 5.0
+# a new interpreter imports numpy and this library; a busy machine takes its time
+_START_TIMEOUT_S = 120.0
+_STARTED = "started"
 # rows of environments a worker keeps between jobs: a whole simulated fleet of light ones, and half
 # a gigabyte of the heaviest here (MuJoCo, 1 MB a row)
 _MAX_ROWS = 512
@@ -72,7 +77,7 @@ class RolloutWorkers:
     Args:
         num_workers: processes, >= 1; they start with the first job.
         timeout_s: longest time one agent's batch may take, None for no limit. A worker that is
-            late is ended and replaced.
+            late is ended and replaced. Starting a process does not count.
     """
 
     def __init__(self, num_workers: int, *, timeout_s: float | None = None) -> None:
@@ -114,7 +119,11 @@ class RolloutWorkers:
         exploration: float = 0.0,
         guide: Guide | None = None,
     ) -> list[TrajectoryBatch | EnvironmentFault]:
-        """As ``collect_fleet``; advances ``rngs`` as rolling in this process would."""
+        """As ``collect_fleet``; advances ``rngs`` as rolling in this process would.
+
+        Raises:
+            ConfigurationError: a process could not be started; otherwise as ``collect_fleet``.
+        """
         if self._closed:
             raise LocalProtocolError("the rollout workers are closed")
         jobs = [
@@ -144,10 +153,15 @@ class RolloutWorkers:
                     if slot not in busy and waiting:
                         job = self._next_job(slot, waiting, jobs)
                         if self._send(slot, jobs[job]):
-                            busy[slot] = (job, self._deadline())
+                            busy[slot] = (job, self._deadline(slot))
                 for slot in self._ready(busy):
-                    job, _deadline = busy.pop(slot)
-                    answers[job] = self._receive(slot)
+                    job, _deadline = busy[slot]
+                    answer = self._receive(slot)
+                    if answer is None:
+                        busy[slot] = (job, self._deadline())
+                        continue
+                    del busy[slot]
+                    answers[job] = answer
                     if answers[job].batch is not None:
                         self._homes[jobs[job].spec] = slot
         finally:
@@ -169,7 +183,11 @@ class RolloutWorkers:
         del waiting[index]
         return job
 
-    def _deadline(self) -> float:
+    def _deadline(self, slot: int | None = None) -> float:
+        """When the job of ``slot`` is late; that of a process that has still to start, anyway."""
+        worker = None if slot is None else self._workers[slot]
+        if worker is not None and not worker.started:
+            return time.monotonic() + _START_TIMEOUT_S
         return time.monotonic() + self._timeout_s if self._timeout_s else float("inf")
 
     def _send(self, slot: int, job: _Job) -> bool:
@@ -195,20 +213,30 @@ class RolloutWorkers:
         now = time.monotonic()
         for slot, (_job, deadline) in busy.items():
             if slot not in answered and now >= deadline:
+                worker = self._workers[slot]
+                if worker is not None and not worker.started:
+                    raise _never_started()
                 self._discard(slot)
                 answered.append(slot)
         return answered
 
-    def _receive(self, slot: int) -> _Answer:
+    def _receive(self, slot: int) -> _Answer | None:
+        """What a slot has to say; None if it is that its process has started."""
         worker = self._workers[slot]
         if worker is None:
             return _Answer(error="late")
         try:
-            answer: _Answer = worker.connection.recv()
+            answer = worker.connection.recv()
         except (EOFError, OSError):
             self._discard(slot)
+            if not worker.started:
+                raise _never_started() from None
             return _Answer(error="lost")
-        return answer
+        if answer == _STARTED:
+            worker.started = True
+            return None
+        found: _Answer = answer
+        return found
 
     def _discard(self, slot: int) -> None:
         """End a slot's process, if it has one."""
@@ -218,18 +246,21 @@ class RolloutWorkers:
             worker.end()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Worker:
-    """One spawned process and this end of its pipe."""
+    """One spawned process, this end of its pipe, and whether it has said that it runs."""
 
     process: multiprocessing.process.BaseProcess
     connection: Connection
+    started: bool = False
 
     @classmethod
-    def start(cls) -> _Worker:
+    def start(cls, target: Callable[..., None] | None = None, *arguments: Any) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process = context.Process(
+            target=_serve if target is None else target, args=(theirs, *arguments), daemon=True
+        )
         process.start()
         theirs.close()  # so that the death of the process reads as end of file
         return cls(process=process, connection=ours)
@@ -240,9 +271,56 @@ class _Worker:
         self.process.join(_JOIN_TIMEOUT_S)
 
 
+def _never_started() -> ConfigurationError:
+    return ConfigurationError(
+        "workers must be able to start: a new process ended, or hung, before it had begun. A "
+        'script that trains must do so below `if __name__ == "__main__":`, for each process '
+        "imports it anew"
+    )
+
+
+def in_process_of_its_own(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
+    """``function(*arguments)`` where a crash or a hang of foreign code costs the answer only.
+
+    Args:
+        function: of a module, with arguments and result that can be pickled.
+        timeout_s: counts from the start of the process, which has as long again.
+    Raises:
+        EnvironmentFault: it raised, took the process down, or was late.
+    """
+    worker = _Worker.start(_serve_once, function, arguments)
+    try:
+        answer: Any = _STARTED
+        while answer == _STARTED:
+            if not worker.connection.poll(timeout_s):
+                raise EnvironmentFault(f"no answer within {timeout_s:g} s")
+            answer = worker.connection.recv()
+    except (EOFError, OSError):
+        raise EnvironmentFault("the process ended without an answer") from None
+    finally:
+        worker.end()
+    if isinstance(answer, EnvironmentFault):
+        raise answer
+    return answer
+
+
+def _serve_once(
+    connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection.send(_STARTED)
+    try:
+        answer = function(*arguments)
+    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+        text = str(error) if isinstance(error, PrivfedrlError) else type(error).__name__
+        answer = EnvironmentFault(text)
+    connection.send(answer)
+
+
 def _serve(connection: Connection) -> None:
     """A worker's life: roll jobs until the pipe closes, keeping environments between jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    connection.send(_STARTED)
     envs: dict[tuple[EnvSpec, int], VectorEnv] = {}
     while True:
         try:

@@ -299,8 +299,9 @@ def _head(network: TorchMlp, batch: TrajectoryBatch) -> Float64:
 def _log_p(network: TorchMlp, batch: TrajectoryBatch) -> Float64:
     actions = torch.from_numpy(batch.actions)
     if network.discrete:
-        # an action that does not exist makes its row not finite in the gradient code
-        actions = actions.clamp(0, network.num_outputs - 1).to(torch.int64)
+        # an action that does not exist makes its row not finite in the gradient code; NaN is none
+        exists = (actions >= 0) & (actions < network.num_outputs)
+        actions = torch.where(exists, actions, 0).to(torch.int64)
     else:
         actions = actions.to(network.dtype)
     outputs = network(_observations(network, batch))

@@ -90,6 +90,7 @@ def unit_rows(
     )
 
 
+@np.errstate(all="ignore")  # a row that overflows is dropped; an error would drop all of them
 def private_rows(
     models: Models,
     batch: TrajectoryBatch,

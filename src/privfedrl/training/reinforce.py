@@ -70,10 +70,14 @@ def trajectory_weights(
             "got 'bootstrap'"
         )
     rewards = np.where(batch.mask, batch.rewards, 0.0).astype(np.float64)
-    finite = np.asarray(np.isfinite(rewards).all(axis=1))
-    rewards[~finite] = 0.0
     lengths = np.maximum(batch.lengths, 1)
-    worth = 0.0 if truncation is Truncation.NONE else rewards.sum(axis=1) / lengths / (1.0 - gamma)
+    with np.errstate(over="ignore", invalid="ignore"):
+        # finite rewards can have a sum that is not
+        worth = np.zeros(len(rewards))
+        if truncation is Truncation.CONTINUE:
+            worth = rewards.sum(axis=1) / lengths / (1.0 - gamma)
+    finite = np.isfinite(rewards).all(axis=1) & np.isfinite(worth)
+    rewards[~finite] = worth[~finite] = 0.0
     returns = returns_to_go(
         rewards,
         batch.mask,
