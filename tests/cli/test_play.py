@@ -308,11 +308,11 @@ def test_a_folder_with_something_in_it_is_not_drawn_into(
     finished: Callable[..., Path], call: Callable[..., Any]
 ) -> None:
     run = finished()
-    before = content(run)
-    result = call("play", run, "--frames", run)
+    before = content(run.parent)
+    result = call("play", run, "--frames", run.parent)
     assert result.exit_code == 2
     assert "new or empty" in " ".join(result.stderr.split())
-    assert content(run) == before
+    assert content(run.parent) == before
 
 
 def test_what_is_no_finished_run_exits_with_2(
@@ -340,3 +340,31 @@ def test_a_policy_of_another_plan_is_not_played(
     result = call("play", run, "--json")
     assert result.exit_code == 2
     assert "cannot change its plan" in json.loads(result.stdout)["message"]
+
+
+@pytest.mark.parametrize("option", ["--gif", "--frames"])
+@pytest.mark.parametrize("inside", ["ledger.db", "film", "sub/../policy.safetensors"])
+def test_pictures_never_go_into_the_run_directory(
+    finished: Callable[..., Path], call: Callable[..., Any], option: str, inside: str
+) -> None:
+    run = finished()
+    (run / "ledger.db").write_bytes(b"evidence")
+    (run / "sub").mkdir()
+    before = content(run)
+    result = call("play", run, option, run / inside)
+    assert result.exit_code == 2
+    assert "outside the run directory" in result.output
+    assert content(run) == before
+
+
+def test_only_a_gif_is_overwritten_by_a_gif(
+    finished: Callable[..., Path], call: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, target = finished(FALLING), tmp_path / "notes.txt"
+    target.write_text("two years of work")
+    result = call("play", run, "--gif", target, "--episodes", 1)
+    assert result.exit_code == 2
+    assert target.read_text() == "two years of work"
+    film = tmp_path / "film.gif"
+    for _ in range(2):
+        assert call("play", run, "--gif", film, "--episodes", 1).exit_code == 0

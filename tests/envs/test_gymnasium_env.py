@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from privfedrl.envs import EnvSpec, VectorCartPole, heterogeneous, make_vector_env
+from privfedrl.envs import EnvSpec, VectorCartPole, gymnasium_env, heterogeneous, make_vector_env
 from privfedrl.envs.gymnasium_env import GymnasiumEnv
 from privfedrl.errors import ConfigurationError, EnvironmentFault, MissingExtraError
 from privfedrl.rollout import MlpPolicy, collect
@@ -175,10 +175,66 @@ def test_spaces_that_no_policy_can_serve_are_refused(weird, given, named):
         GymnasiumEnv(EnvSpec(weird(**given)), 1)
 
 
-@pytest.mark.parametrize("env_id", ["NoSuchEnv-v0", "LunarLander-v99", "no_such_module:Env-v0"])
-def test_an_unknown_id_is_a_configuration_error(env_id):
-    with pytest.raises(ConfigurationError, match="registered"):
+@pytest.mark.parametrize(
+    ("env_id", "text"),
+    [
+        ("NoSuchEnv-v0", "registered"),
+        ("LunarLander-v99", "registered"),
+        ("no id at all!", "registered"),
+        ("no_such_module:Env-v0", "PYTHONPATH"),
+    ],
+)
+def test_an_unknown_id_is_a_configuration_error(env_id, text):
+    with pytest.raises(ConfigurationError, match=text):
         make_vector_env(EnvSpec(env_id), 1)
+
+
+def test_what_a_module_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "privfedrl_lacking.py").write_text("import privfedrl_not_there")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="privfedrl_not_there"):
+        make_vector_env(EnvSpec("privfedrl_lacking:Env-v0"), 1)
+
+
+def test_an_engine_that_is_not_installed_prints_the_install_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    for name in ("privfedrl.envs.mujoco_env", "gymnasium.envs.mujoco.mujoco_env"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(MissingExtraError, match=r"privfedrl\[rl\]"):
+        make_vector_env(EnvSpec("Hopper-v5"), 1)
+
+
+def test_environments_that_were_made_are_closed_when_the_next_cannot_be(monkeypatch):
+    closed = []
+    made = iter([True, True, False])
+    original = gymnasium_env.make_scalar
+
+    def scarce(spec):
+        if not next(made):
+            raise EnvironmentFault("no more")
+        env, limit = original(spec)
+        monkeypatch.setattr(env, "close", lambda: closed.append(env))
+        return env, limit
+
+    monkeypatch.setattr(gymnasium_env, "make_scalar", scarce)
+    with pytest.raises(EnvironmentFault, match="no more"):
+        GymnasiumEnv(EnvSpec("MountainCar-v0"), 3)
+    assert len(closed) == 2
+
+
+def test_an_index_outside_the_declared_space_is_no_observation(register):
+    """-1 would be read as the last of five."""
+
+    class Below(gymnasium.Env):
+        action_space = spaces.Discrete(2)
+        observation_space = spaces.Discrete(5)
+
+        def reset(self, *, seed=None, options=None):
+            return -1, {}
+
+    env = GymnasiumEnv(EnvSpec(register(Below)), 1)
+    with pytest.raises(EnvironmentFault, match="TypeError"):
+        env.reset(np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("count", [0, -1, True])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from privfedrl.envs import EnvSpec, fits_one_block, make_fleet_env, make_vector_env
-from privfedrl.errors import ConfigurationError
+from privfedrl.envs import EnvSpec, VectorCartPole, fits_one_block, make_fleet_env, make_vector_env
+from privfedrl.envs.perturbed import perturbed
+from privfedrl.envs.repeated import repeated
+from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.rollout import MlpPolicy, collect
 from privfedrl.rollout.collect import roll_block
 
@@ -84,3 +86,33 @@ def test_the_spec_survives_a_round_trip():
     spec = EnvSpec("LunarLander-v3", action_repeat=4)
     assert EnvSpec.from_json(spec.to_json()) == spec
     assert "action_repeat" not in EnvSpec("LunarLander-v3").to_json()
+
+
+def test_failures_of_a_block_that_forgets_its_old_record_are_seen_through_every_wrapper():
+    """An own block may begin a new dictionary at every reset."""
+
+    class Own(VectorCartPole):
+        def reset(self, rng):
+            self.failures = {}
+            return super().reset(rng)
+
+        def step(self, actions):
+            if not self.failures:
+                self.failures[1] = EnvironmentFault("the valve")
+            seen, rewards, terminated, truncated = super().step(actions)
+            return seen, rewards, terminated, truncated | (self._numbers == 1)
+
+    for wrap in (
+        lambda env: env,
+        lambda env: repeated(env, 2),
+        lambda env: perturbed(env, [EnvSpec("CartPole-v1", reward_scale=2.0)]),
+        lambda env: repeated(perturbed(env, [EnvSpec("CartPole-v1", reward_scale=2.0)]), 2),
+    ):
+        env = wrap(Own(EnvSpec("CartPole-v1"), 3))
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            batch = collect(POLICY, theta(), env, horizon=8, rng=rng)
+            assert batch.lost == 1
+            assert str(batch.fault) == "the valve"
+            assert not batch.mask[1].any()
+            assert batch.mask[[0, 2]].any(axis=1).all()

@@ -137,3 +137,9 @@ def test_a_perturbation_out_of_range_is_refused_by_name(name, values):
 def test_json_of_another_form_is_refused(text):
     with pytest.raises(ConfigurationError):
         EnvSpec.from_json(text)
+
+
+@pytest.mark.parametrize("params", [{"length": 0.4}, 5, (("length",),), ["length", 0.4]])
+def test_parameters_that_are_no_pairs_are_refused(params):
+    with pytest.raises(ConfigurationError, match="params must be a tuple of"):
+        EnvSpec("CartPole-v1", params=params)

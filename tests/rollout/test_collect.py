@@ -16,7 +16,9 @@ from privfedrl.envs import (
 )
 from privfedrl.errors import ConfigurationError, EnvironmentFault
 from privfedrl.rollout.collect import collect, collect_fleet
+from privfedrl.rollout.evaluate import evaluate
 from privfedrl.rollout.policies import MlpPolicy
+from privfedrl.rollout.trajectory import TrajectoryBatch
 
 FIELDS = ("observations", "actions", "rewards", "mask", "terminated", "truncated")
 
@@ -256,10 +258,10 @@ def test_exploration_is_refused_for_policies_that_draw_their_actions(cartpole_po
         )
 
 
-def test_a_fault_is_its_agents_result_only(faulty_module):
+def test_an_environment_of_which_every_row_fails_leaves_absent_rows(faulty_module):
     policy = MlpPolicy(observation_size=3, hidden=(), action="categorical", action_size=2)
     pendulum_like = EnvSpec(f"{faulty_module}Raise-v0")
-    (fault,) = collect_fleet(
+    (batch,) = collect_fleet(
         policy,
         np.zeros(policy.num_parameters),
         [pendulum_like],
@@ -267,9 +269,16 @@ def test_a_fault_is_its_agents_result_only(faulty_module):
         horizon=5,
         rngs=[np.random.default_rng(0)],
     )
-    assert isinstance(fault, EnvironmentFault)
-    assert "step raised RuntimeError" in str(fault)
-    assert "0.123" not in str(fault)
+    # rows that failed one by one are absent one by one, also when they are all
+    assert isinstance(batch, TrajectoryBatch)
+    assert batch.lost == 2
+    assert not batch.mask.any()
+    assert "step raised RuntimeError" in str(batch.fault)
+    assert "0.123" not in str(batch.fault)
+    with pytest.raises(EnvironmentFault, match="step raised RuntimeError"):
+        evaluate(
+            policy, np.zeros(policy.num_parameters), pendulum_like, episodes=2, rng=0, horizon=5
+        )
 
 
 @pytest.mark.parametrize("horizon", [0, -1, 2.5, True])

@@ -20,9 +20,10 @@ SHAPED = MlpPolicy(observation_size=8, hidden=(4,), action="gaussian", action_si
 @pytest.mark.parametrize(
     ("env_id", "policy"), [("LunarLander-v3", LANDER), ("LunarLanderContinuous-v3", SHAPED)]
 )
+@pytest.mark.parametrize("repeat", [1, 4])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_film_shows_the_episode_of_an_evaluation_with_its_perturbations(
-    env_id: str, policy: MlpPolicy, sampled: bool
+    env_id: str, policy: MlpPolicy, sampled: bool, repeat: int
 ) -> None:
     spec = EnvSpec(
         env_id,
@@ -30,6 +31,7 @@ def test_a_film_shows_the_episode_of_an_evaluation_with_its_perturbations(
         reward_scale=2.0,
         observation_noise=0.1,
         action_delay=2,
+        action_repeat=repeat,
     )
     parameters = 3.0 * np.random.default_rng(1).standard_normal(policy.num_parameters)
     arguments = {"rng": 4, "horizon": 70, "sampled": sampled}
@@ -39,7 +41,8 @@ def test_a_film_shows_the_episode_of_an_evaluation_with_its_perturbations(
     np.testing.assert_array_equal(shown.returns, found.returns)
     np.testing.assert_array_equal(shown.lengths, found.lengths)
     assert shown.terminated == found.terminated
-    assert len(frames) == shown.lengths[0] + 1
+    actions = int(shown.lengths[0])
+    assert repeat * (actions - 1) + 1 < len(frames) <= repeat * actions + 1  # one per step
     assert {frame.shape for frame in frames} == {(400, 600, 3)}
     assert len({frame.tobytes() for frame in frames}) == len(frames)  # something moves
 

@@ -11,7 +11,8 @@ import torch
 from privfedrl.envs import EnvSpec, make_fleet_env, make_vector_env
 from privfedrl.errors import ConfigurationError
 from privfedrl.rollout import Guide, MlpPolicy, collect
-from privfedrl.rollout.collect import roll_block
+from privfedrl.rollout.collect import collect_fleet, roll_block
+from privfedrl.rollout.workers import RolloutWorkers
 from privfedrl.training.algorithms import Models, Objective, signals
 from privfedrl.training.networks import TorchMlp, log_probabilities
 
@@ -22,7 +23,7 @@ SPEC = EnvSpec("CartPole-v1")
 def always(action: int, policy: MlpPolicy = POLICY) -> np.ndarray:
     """Parameters of a policy that takes one action, whatever it sees."""
     theta = np.zeros(policy.num_parameters)
-    theta[policy.actor_parameters - 2 + action] = 60.0
+    theta[policy.actor_parameters - policy.action_size + action] = 60.0
     return theta
 
 
@@ -96,3 +97,32 @@ def test_reinforce_weighs_steps_by_the_ratio_to_the_mixture():
         p, q = (log_probabilities(net(seen), actions).exp().numpy() for net in (own, guide))
     assert np.allclose(mixed, plain * p / (0.7 * p + 0.3 * q), atol=1e-6)
     assert (np.abs(mixed) <= np.abs(plain) / 0.7 + 1e-6).all()
+
+
+@pytest.mark.parametrize("agents", [1, 3])
+@pytest.mark.parametrize("family", ["CartPole-v1", "MountainCar-v0"])
+def test_every_way_to_roll_a_fleet_lets_the_guide_act(family, agents):
+    sizes = {"CartPole-v1": (4, 2), "MountainCar-v0": (2, 3)}[family]
+    policy = MlpPolicy(
+        observation_size=sizes[0], hidden=(), action="categorical", action_size=sizes[1]
+    )
+    theta = 0.3 * np.random.default_rng(1).normal(size=policy.num_parameters)
+    guide, spec = Guide(always(sizes[1] - 1, policy), 0.5), EnvSpec(family)
+
+    def generators() -> list[np.random.Generator]:
+        return [np.random.default_rng(k) for k in range(agents)]
+
+    alone = [
+        collect(policy, theta, make_vector_env(spec, 4), horizon=20, rng=rng, guide=guide)
+        for rng in generators()
+    ]
+    fleet = {"horizon": 20, "guide": guide}
+    ways = [collect_fleet(policy, theta, [spec] * agents, 4, rngs=generators(), **fleet)]
+    with RolloutWorkers(2) as workers:
+        ways.append(workers.collect(policy, theta, [spec] * agents, 4, rngs=generators(), **fleet))
+    for found in ways:
+        for one, other in zip(found, alone, strict=True):
+            assert np.array_equal(one.actions, other.actions)
+            assert np.array_equal(one.observations, other.observations)
+    unguided = collect(policy, theta, make_vector_env(spec, 4), horizon=20, rng=generators()[0])
+    assert not np.array_equal(unguided.actions, alone[0].actions)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from collections import deque
 from types import SimpleNamespace
 
@@ -10,10 +13,11 @@ import pytest
 
 from privfedrl.envs import EnvSpec, heterogeneous
 from privfedrl.errors import ConfigurationError, EnvironmentFault, LocalProtocolError
+from privfedrl.rollout import workers as workers_module
 from privfedrl.rollout.collect import collect_fleet
 from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
-from privfedrl.rollout.workers import RolloutWorkers, _keep
+from privfedrl.rollout.workers import RolloutWorkers, _keep, in_process_of_its_own
 
 FIELDS = ("observations", "actions", "rewards", "mask", "terminated", "truncated")
 CAR = "MountainCar-v0"
@@ -50,8 +54,11 @@ def test_raising_dying_and_hanging_agents_cost_the_others_nothing(faulty_module)
         faults = collect_fleet(
             policy, parameters, fleet, 2, horizon=5, rngs=generators(5), workers=workers
         )
-        assert all(isinstance(fault, EnvironmentFault) for fault in faults)
-        texts = [str(fault) for fault in faults]
+        # rows that raise are absent one by one; a process that dies or hangs takes them all
+        assert [isinstance(found, TrajectoryBatch) for found in faults] == [
+            kind == "Raise" for kind in kinds
+        ]
+        texts = [str(getattr(found, "fault", found)) for found in faults]
         for text, kind in zip(texts, kinds, strict=True):
             assert f"Faulty{kind}-v0" in text
             assert "0.123" not in text
@@ -155,8 +162,7 @@ def test_perturbations_do_not_hide_a_dying_or_hanging_environment(faulty_module)
             workers=workers,
         )
     for fault, text in zip(faults, ("process ended", "time limit", "RuntimeError"), strict=True):
-        assert isinstance(fault, EnvironmentFault)
-        assert text in str(fault)
+        assert text in str(getattr(fault, "fault", fault))
 
 
 def test_an_agent_returns_to_the_worker_that_keeps_its_environments():
@@ -219,3 +225,56 @@ def test_kept_environments_make_room_by_rows_and_are_closed():
 def test_a_pool_of_nothing_is_refused(arguments, named):
     with pytest.raises(ConfigurationError, match=named):
         RolloutWorkers(**arguments)
+
+
+def test_the_time_that_a_process_takes_to_start_is_not_the_environments():
+    workers = RolloutWorkers(1, timeout_s=1.0)
+    ours, theirs = multiprocessing.Pipe()
+    process = SimpleNamespace(kill=lambda: None, join=lambda _timeout: None)
+    workers._workers[0] = workers_module._Worker(process=process, connection=ours)
+    now = time.monotonic()
+    assert workers._deadline(0) > now + 60.0
+    theirs.send(workers_module._STARTED)
+    assert workers._ready({0: (0, now + 60.0)}) == [0]
+    assert workers._receive(0) is None
+    assert workers._deadline(0) <= time.monotonic() + 1.0
+    workers.close()
+
+
+def _exits(connection):
+    """A process whose main module cannot be imported ends like this."""
+
+
+def test_a_process_that_never_starts_is_a_mistake_of_the_callers(monkeypatch):
+    monkeypatch.setattr(workers_module, "_serve", _exits)
+    with RolloutWorkers(1) as workers, pytest.raises(ConfigurationError, match="__main__"):
+        collect_fleet(
+            CAR_POLICY,
+            np.zeros(CAR_POLICY.num_parameters),
+            [EnvSpec(CAR)],
+            1,
+            horizon=5,
+            rngs=generators(1),
+            workers=workers,
+        )
+
+
+def _die():
+    os._exit(3)
+
+
+def _fail():
+    raise ValueError("0.123456")
+
+
+def test_a_call_in_a_process_of_its_own_answers_or_is_a_fault():
+    assert in_process_of_its_own(divmod, 7, 3, timeout_s=60.0) == (2, 1)
+    for function, arguments, text in (
+        (_die, (), "ended without an answer"),
+        (_fail, (), "ValueError"),
+        (time.sleep, (600,), "no answer within"),
+    ):
+        limit = 20.0 if function is not time.sleep else 8.0
+        with pytest.raises(EnvironmentFault, match=text) as caught:
+            in_process_of_its_own(function, *arguments, timeout_s=limit)
+        assert "0.123" not in str(caught.value)

@@ -13,6 +13,7 @@ import torch
 from privfedrl.errors import ConfigurationError
 from privfedrl.rollout import TrajectoryBatch
 from privfedrl.rollout.policies import MlpPolicy
+from privfedrl.training.dense_network import Adam
 from privfedrl.training.dqn_learner import (
     DqnLearner,
     DqnSettings,
@@ -153,14 +154,14 @@ def test_replay_is_uniform():
 
 @pytest.mark.parametrize("double", [False, True])
 def test_the_gradient_of_the_loss_is_that_of_torch(double, batch):
-    learner = _learner(double=double, guidance_weight=0.7, value_scale=2.0)
-    now, target, guide = (_parameters(seed=s) for s in (1, 0, 2))
+    learner = _learner(double=double, value_scale=2.0)
+    now, target = (_parameters(seed=s) for s in (1, 0))
     learner.improve(target, replace(batch, mask=np.zeros_like(batch.mask)))  # fixes the target
-    learner._vector[:], learner._guide_vector[:] = now, guide
+    learner._vector[:] = now
     drawn = transitions_of(batch, np.ones(3, dtype=bool))
     learner._differentiate(drawn)
 
-    nets = [TorchMlp(POLICY, p, dtype=torch.float64) for p in (now, target, guide)]
+    nets = [TorchMlp(POLICY, p, dtype=torch.float64) for p in (now, target)]
     seen, after = (torch.from_numpy(a).double() for a in (drawn.observations, drawn.following))
     values = nets[0](seen).head
     with torch.no_grad():
@@ -168,15 +169,31 @@ def test_the_gradient_of_the_loss_is_that_of_torch(double, batch):
         best = (nets[0](after).head if double else later).argmax(dim=1)
         later = later.gather(1, best[:, None])[:, 0] * torch.from_numpy(~drawn.ends)
         wanted = torch.from_numpy(drawn.rewards).double() / 2.0 + 0.9 * later
-        published = torch.log_softmax(nets[2](seen).head, dim=1)
     chosen = values.gather(1, torch.from_numpy(drawn.actions)[:, None])[:, 0]
     misses = (chosen - wanted).abs()
     assert 0.1 < (misses > 1.0).double().mean() < 0.9  # both branches of Huber's loss
     loss = torch.nn.functional.huber_loss(chosen, wanted)
-    apart = (published.exp() * (published - torch.log_softmax(values, dim=1))).sum(dim=1)
-    (loss + 0.7 * apart.mean()).backward()
+    loss.backward()
     expected = torch.cat([p.grad.ravel() for p in nets[0].parameters()]).numpy()
     np.testing.assert_allclose(learner._gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("per_step", "steps"), [(0.25, 5), (1.0, 19), (2.0, 38), (0.01, 1)])
+def test_as_many_optimiser_steps_are_taken_as_there_are_new_transitions_for(
+    per_step, steps, batch, monkeypatch
+):
+    norms = []
+    original = Adam.step
+
+    def watched(self, vector, gradient, rate):
+        norms.append(float(np.linalg.norm(gradient)))
+        original(self, vector, gradient, rate)
+
+    monkeypatch.setattr(Adam, "step", watched)
+    learner = _learner(updates_per_step=per_step, max_grad_norm=1e-3)
+    learner.improve(_parameters(), batch)  # 19 transitions
+    assert len(norms) == learner._updates == steps
+    assert max(norms) == pytest.approx(1e-3, rel=1e-4)  # no step takes a longer gradient
 
 
 def test_memory_and_target_survive_rounds(batch):
@@ -198,14 +215,6 @@ def test_a_copied_learner_goes_on_as_the_original_would(batch):
     assert not np.array_equal(first, second)
     for twin in copies:
         assert np.array_equal(twin.improve(first, batch), second)
-
-
-def test_nothing_is_learned_before_the_memory_is_warm(batch):
-    learner = _learner(warm_up=30)
-    parameters = _parameters()
-    first = learner.improve(parameters, batch)
-    assert np.array_equal(first, parameters)
-    assert not np.array_equal(learner.improve(parameters, batch), parameters)
 
 
 def test_the_learning_rate_of_a_call_wins(batch):
@@ -259,11 +268,9 @@ def test_an_empty_batch_changes_nothing(lengths, make_batch):
         {"updates_per_step": 0.0},
         {"replay_capacity": 1.5},
         {"target_interval": True},
-        {"warm_up": 501},
         {"learning_rate": float("nan")},
         {"value_scale": 0.0},
         {"max_grad_norm": float("inf")},
-        {"guidance_weight": -1.0},
     ],
 )
 def test_settings_outside_their_range_are_refused(change):
@@ -277,7 +284,3 @@ def test_only_a_policy_of_q_values_without_a_critic_is_accepted(make_batch):
             _learner(replace(POLICY, **changes))
     with pytest.raises(ConfigurationError, match="batch"):
         _learner().improve(_parameters(), make_batch([9], kind="gaussian"))
-
-
-def test_prioritised_replay_does_not_exist():
-    assert not any("prior" in field.name for field in fields(DqnSettings))

@@ -14,10 +14,9 @@ from privfedrl.envs import EnvSpec, make_vector_env
 from privfedrl.errors import ConfigurationError
 from privfedrl.rollout import TrajectoryBatch, collect
 from privfedrl.rollout.policies import MlpPolicy
-from privfedrl.training.advantages import generalised_advantages, surrogate_weights
-from privfedrl.training.dense_network import RunningScale
+from privfedrl.training.dense_network import Adam, RunningScale
 from privfedrl.training.networks import TorchMlp, divergences, entropies, log_probabilities
-from privfedrl.training.ppo_learner import PpoLearner, PpoSettings
+from privfedrl.training.ppo_learner import PpoLearner, PpoSettings, _standardised
 
 SETTINGS = PpoSettings(
     gamma=0.9,
@@ -44,61 +43,6 @@ def _learner(policy=None, **changes):
     return PpoLearner(
         policy or _policy(), replace(SETTINGS, **changes), rng=np.random.default_rng(5)
     )
-
-
-def _advantages(rewards, values, mask, terminated, gamma, lam):
-    return generalised_advantages(
-        np.array(rewards, dtype=float),
-        np.array(values, dtype=float),
-        np.array(mask, dtype=bool),
-        np.array(terminated, dtype=bool),
-        gamma=gamma,
-        lam=lam,
-    )
-
-
-def test_advantages_are_those_of_a_table_made_by_hand():
-    # gamma 1/2, lambda 1/2; V = (4, 2, 8); row 0 ends by itself after three steps, row 1 is cut
-    # after three, row 2 ends after one, row 3 is absent
-    mask = [[1, 1, 1], [1, 1, 1], [1, 0, 0], [0, 0, 0]]
-    rewards, values = [[1, 2, 3]] * 4, [[4, 2, 8]] * 4
-    found, known = _advantages(rewards, values, mask, [1, 0, 1, 0], 0.5, 0.5)
-    # row 0: delta = (1 + 1 - 4, 2 + 4 - 2, 3 - 8) = (-2, 4, -5)
-    # row 1: the state before its last action is the end that is known: delta = (-2, 4)
-    assert known.tolist() == [[True] * 3, [True, True, False], [True, False, False], [False] * 3]
-    expected = [[-2 + (4 - 1.25) / 4, 4 - 1.25, -5], [-2 + 4 / 4, 4, 0], [1 - 4, 0, 0], [0, 0, 0]]
-    np.testing.assert_allclose(found, expected)
-
-
-def test_advantages_do_not_read_what_is_masked():
-    mask, nan = [[1, 1, 0]], np.nan
-    found, _ = _advantages([[1, 2, nan]], [[4, 2, nan]], mask, [True], 0.5, 0.5)
-    np.testing.assert_allclose(found, [[-2 + 0.0, 0.0, 0.0]])
-
-
-def test_lambda_one_is_the_return_less_the_value():
-    rng = np.random.default_rng(0)
-    rewards, values = rng.normal(size=(2, 1, 6))
-    found, _ = _advantages(rewards, values, np.ones((1, 6)), [True], 0.9, 1.0)
-    returns = [sum(0.9**k * r for k, r in enumerate(rewards[0, t:])) for t in range(6)]
-    np.testing.assert_allclose(found[0], returns - values[0])
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "moves"),
-    [
-        (1.0, 2.0, True),
-        (1.19, 2.0, True),
-        (1.21, 2.0, False),  # already pushed up far enough
-        (0.5, 2.0, True),  # pushed down, but wanted up
-        (0.79, -2.0, False),
-        (0.81, -2.0, True),
-        (1.5, -2.0, True),
-    ],
-)
-def test_the_surrogate_stops_where_the_ratio_left_on_the_wrong_side(ratio, advantage, moves):
-    found = surrogate_weights(np.float32([ratio]), np.float32([advantage]), 0.2)
-    np.testing.assert_allclose(found, [ratio * advantage if moves else 0.0], rtol=1e-6)
 
 
 def _torch_gradient(learner, parameters, part, guide):
@@ -128,19 +72,116 @@ def _torch_gradient(learner, parameters, part, guide):
     return torch.cat([p.grad.ravel() for p in parts]).numpy()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
-def test_the_gradient_of_the_loss_is_that_of_torch(kind, make_batch):
+def test_the_gradient_of_the_loss_is_that_of_torch(kind, share, make_batch):
     policy = _policy(kind)
-    learner = _learner(policy, guidance_weight=0.3, entropy_weight=0.05, value_scale=3.0)
+    learner = _learner(
+        policy,
+        guidance_weight=0.3,
+        entropy_weight=0.05,
+        value_scale=3.0,
+        behaviour_mixture=share,
+    )
     old, new, guide = (_parameters(policy, seed) for seed in (0, 1, 2))
     new = old + 0.3 * new
     batch = make_batch([9, 4, 7], kind=kind)
     learner._load(old)
     samples = learner._samples(batch, batch.mask, guide)
     learner._load(new)
-    assert learner._differentiate(samples, learner.settings.clip_range)
+    assert learner._differentiate(samples)
     expected = _torch_gradient(learner, new, samples, guide)
     np.testing.assert_allclose(learner._gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_mixture_weighs_samples_and_leaves_the_ratio_alone(share, make_batch):
+    """log pi before the batch is what ratios are to; pi over (1 - p) pi + p guide is the weight."""
+    policy, batch = _policy(), make_batch([9, 4, 7])
+    now, guide = _parameters(policy), _parameters(policy, 9)
+    learner = _learner(policy, behaviour_mixture=share)
+    learner._load(now)
+    samples = learner._samples(batch, batch.mask, guide)
+    seen, done = torch.from_numpy(samples.inputs).double(), torch.from_numpy(samples.actions)
+    with torch.no_grad():
+        own, other = (
+            log_probabilities(TorchMlp(policy, theta, dtype=torch.float64)(seen), done).numpy()
+            for theta in (now, guide)
+        )
+    np.testing.assert_allclose(samples.old, own, atol=1e-5)
+    expected = np.exp(own) / ((1 - share) * np.exp(own) + share * np.exp(other))
+    np.testing.assert_allclose(samples.weights, expected, rtol=1e-4)
+    assert samples.weights.max() <= 1 / (1 - share) + 1e-5
+    assert np.ptp(samples.weights) > 0.1
+
+
+def test_a_mixture_does_not_use_up_the_target_kl_before_the_first_step(make_batch):
+    policy, batch = _policy(), make_batch([9, 4, 7])
+    parameters = _parameters(policy)
+    learner = _learner(policy, behaviour_mixture=0.5, target_kl=0.01)
+    moved = learner.improve(parameters, batch, global_parameters=_parameters(policy, 9))
+    assert not np.array_equal(moved, parameters)
+
+
+def test_the_rest_of_a_batch_is_left_at_one_and_a_half_times_the_target_kl(make_batch):
+    policy, batch = _policy(), make_batch([9, 4, 7])
+    old = _parameters(policy)
+    new = old + 0.1 * _parameters(policy, 1)
+    learner = _learner(policy)
+    learner._load(old)
+    samples = learner._samples(batch, batch.mask, old)
+    learner._load(new)
+    seen, done = torch.from_numpy(samples.inputs).double(), torch.from_numpy(samples.actions)
+    with torch.no_grad():
+        after = TorchMlp(policy, new, dtype=torch.float64)(seen)
+        gap = log_probabilities(after, done).numpy() - samples.old
+    moved = float((np.exp(gap) - 1.0 - gap).mean())
+    assert moved > 1e-4
+    for factor, goes_on in ((1.01, True), (0.99, False)):
+        learner.settings = replace(SETTINGS, target_kl=factor * moved / 1.5)
+        assert learner._differentiate(samples) == goes_on
+
+
+def test_advantages_are_standardised_over_the_batch_or_left_alone():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=50)
+    expected = (values - values.mean()) / values.std()
+    np.testing.assert_allclose(_standardised(values, True), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(_standardised(values, False), values.astype(np.float32))
+    assert not _standardised(np.full(5, 7.0), True).any()
+
+
+def test_no_optimiser_step_takes_a_longer_gradient_than_it_may(make_batch, monkeypatch):
+    policy, batch = _policy(), make_batch([9, 4, 7])
+    huge = replace(batch, rewards=1e3 * batch.rewards)
+    norms = []
+    original = Adam.step
+
+    def watched(self, vector, gradient, rate):
+        norms.append(float(np.linalg.norm(gradient)))
+        original(self, vector, gradient, rate)
+
+    monkeypatch.setattr(Adam, "step", watched)
+    _learner(policy, max_grad_norm=0.25).improve(_parameters(policy), huge)
+    assert len(norms) > 3
+    assert max(norms) <= 0.25 * (1 + 1e-5)
+    assert max(norms) > 0.2
+
+
+def test_every_epoch_sees_all_samples_in_an_order_of_its_own(make_batch, monkeypatch):
+    policy, batch = _policy(), make_batch([9, 4, 7])
+    orders = []
+    original = PpoLearner._differentiate
+
+    def watched(self, part):
+        orders.append(part.inputs[:, 0].copy())
+        return original(self, part)
+
+    monkeypatch.setattr(PpoLearner, "_differentiate", watched)
+    learner = _learner(policy, epochs=3, minibatch_size=1000)
+    learner.improve(_parameters(policy), batch)
+    assert len(orders) == 3
+    assert all(np.array_equal(np.sort(one), np.sort(orders[0])) for one in orders)
+    assert len({one.tobytes() for one in orders}) == 3
 
 
 def test_the_critic_learns_the_values_of_a_chain_of_two_states():
@@ -348,12 +389,9 @@ def test_scheduled_values_are_taken_as_they_are(make_batch):
     policy, batch = _policy(), make_batch([9, 4, 7])
     parameters = _parameters(policy)
     assert np.array_equal(_learner().improve(parameters, batch, learning_rate=0.0), parameters)
-    wide, narrow = (_learner().improve(parameters, batch, clip_range=c) for c in (0.5, 1e-3))
-    assert not np.array_equal(wide, narrow)
-    for name in ("learning_rate", "clip_range"):
-        for bad in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ConfigurationError, match=name):
-                _learner().improve(parameters, batch, **{name: bad})
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="learning_rate"):
+            _learner().improve(parameters, batch, learning_rate=bad)
 
 
 def test_a_private_critic_never_leaves(make_batch):

@@ -128,7 +128,7 @@ class Agent:
         return self._client is None or self._client.finished
 
     def start(self, broadcast: bytes) -> list[Outgoing]:
-        """Verify the opening of a round, collect fresh trajectories, join the round.
+        """Verify the opening of a round, collect or take what may be used again, join the round.
 
         Raises:
             LocalProtocolError: a round is in progress.

@@ -165,7 +165,7 @@ def _learner(plan: Plan) -> PpoSettings | DqnSettings | None:
         learning_rate=training.local_learning_rate,
         entropy_weight=training.entropy_weight,
         reset_optimiser=chosen.reset_optimiser,
-        # A2C knows no ratio: one pass over the batch, and no minibatch of it is clipped away
+        # A2C clips no ratio: a minibatch after the first is weighed by it, and none is clipped away
         clip_range=_NEVER if training.algorithm == "a2c" else training.clip_range,
         value_scale=training.value_scale,
         normalise_advantages=chosen.normalise_advantages,

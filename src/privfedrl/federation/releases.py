@@ -361,7 +361,8 @@ def advance(
 def _averaged(setup: RoundSetup, state: FederationState, newest: Vector) -> Vector | None:
     """The running mean over the plan's last rounds, in the order that they came."""
     federation = setup.plan.federation
-    first = math.ceil(federation.rounds * (1.0 - federation.averaging))
+    # a share of 0.7 of ten rounds is 7 of them, whatever 10 * 0.7 is in floating point
+    first = federation.rounds - math.floor(federation.averaging * federation.rounds + 1e-9)
     count = state.round - first + 1
     if count < 1:
         return None

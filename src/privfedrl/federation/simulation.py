@@ -278,7 +278,7 @@ class Simulation:
         return source
 
     def _attempts(self, clock: StageClock) -> Attempted:
-        """Try the next round until it has a result; each try uses fresh trajectories."""
+        """Try the next round until it has a result; a try spends one use of what it trains on."""
         failures: list[str] = []
         while True:
             try:

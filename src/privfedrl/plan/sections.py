@@ -87,11 +87,12 @@ class AgentLearner:
         minibatch: samples of an optimiser step.
         normalise_advantages: "a2c" and "ppo": to mean 0 and deviation 1 over the batch.
         normalise_observations: "a2c" and "ppo": train in coordinates of running mean and deviation.
-        target_kl: "ppo": stop the epochs of a batch when the mean KL is above it.
+        target_kl: "a2c" and "ppo": leave the rest of a batch when a minibatch's mean KL from the
+            policy before it exceeds 1.5 times this.
         private_critic: tanh layers of a critic that never leaves the agent.
         updates_per_step: "dqn": optimiser steps per new transition.
         replay_capacity: "dqn": transitions kept, sampled uniformly.
-        reset_optimiser: forget the moments of the local Adam before every round.
+        reset_optimiser: forget the moments of the local Adam before every batch.
     """
 
     minibatch: int = 256
@@ -180,7 +181,7 @@ class FederationPlan:
         strategy: "fedsgd" (agents send gradients) or "fedavg" (agents send model deltas).
         server_optimizer: "sgd" or "adam".
         learning_rate: server step size at round 0.
-        learning_rate_decay: in [0, 1); the step size falls linearly to (1 - decay) of its start.
+        learning_rate_decay: in [0, 1]; the step size falls linearly to (1 - decay) of its start.
         beta1, beta2, tau: Adam's constants (Reddi et al. 2021, Adaptive Federated Optimization).
         bias_correction: subtract the known noise variance from Adam's second moment.
         averaging: in [0, 1); share of the rounds, the last ones, whose policies are averaged into

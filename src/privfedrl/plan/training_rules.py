@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHM_TRAITS", "TRAINING_RULES", "VARIATIONS", "Traits"]
 
+# beyond it Adam moves every weight of a small network by a tenth of its size in a step
+_MOST_ADAM_STEP = 0.1
+
 #: what can differ between the environments of a simulated fleet; a test keeps it equal to the fleet
 VARIATIONS = ("physics", "rewards", "initial-states", "observations", "actions")
 
@@ -238,6 +241,12 @@ def _unit_rules(plan: Plan) -> list[str]:
             f"training.epochs and training.replay_rounds must be 1 with mechanism 'local-skellam', "
             f"got {uses}: every local step takes fresh trajectories; use mechanism 'skellam'"
         )
+    if training.target_rounds > 1 and privacy.mechanism == "local-skellam":
+        problems.append(
+            "training.target_rounds must be 1 with mechanism 'local-skellam', got "
+            f"{training.target_rounds}: every local step takes its targets from the network that "
+            "it improves; use mechanism 'skellam'"
+        )
     if uses > 1 and privacy.unit != "agent" and privacy.correlation_bands is not None:
         problems.append(
             f"privacy.correlation_bands needs trajectories that are used once, got {uses} uses: a "
@@ -266,6 +275,27 @@ def _unit_rules(plan: Plan) -> list[str]:
             "training.guidance_weight does nothing where the policy that is improved is the one "
             "that collected; it needs training.epochs or training.local_steps > 1, or a learner, "
             f"got {training.guidance_weight!r}"
+        )
+    return problems
+
+
+def _learner_rules(plan: Plan) -> list[str]:
+    """What has a default for one kind of learning that is none for a learner inside an agent."""
+    training = plan.training
+    if plan.privacy.unit != "agent" or training.algorithm == "reinforce":
+        return []
+    problems = []
+    if training.local_learning_rate > _MOST_ADAM_STEP:
+        problems.append(
+            f"training.local_learning_rate must be at most {_MOST_ADAM_STEP:g} for "
+            f"{training.algorithm!r} inside an agent, got {training.local_learning_rate!r}: it is "
+            "the step size of Adam; 0.001 is usual"
+        )
+    if training.algorithm == "dqn" and training.target_rounds < 2:
+        problems.append(
+            "training.target_rounds must be at least 2 for 'dqn' inside an agent, got "
+            f"{training.target_rounds}: it counts optimiser steps there, and a target that is "
+            "copied after each of them is none; 100 to 1,000 are usual"
         )
     return problems
 
@@ -336,6 +366,7 @@ TRAINING_RULES = (
     _algorithm_rules,
     _critic_rules,
     _unit_rules,
+    _learner_rules,
     _bounds_rules,
     _recurrent_rules,
     _variation_rules,

@@ -10,6 +10,7 @@ says when it has started: one that never does is a mistake of the caller's, not 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import time
@@ -320,6 +321,8 @@ def _serve_once(
 def _serve(connection: Connection) -> None:
     """A worker's life: roll jobs until the pipe closes, keeping environments between jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    with contextlib.suppress(ImportError):  # seconds on a cold disk, which are not the job's
+        import gymnasium  # noqa: F401
     connection.send(_STARTED)
     envs: dict[tuple[EnvSpec, int], VectorEnv] = {}
     while True:

@@ -272,7 +272,6 @@ _REPLAY = (
     _values("target every", "learner", "target_interval", 1, 3),
     _values("double:", "learner", "double", False, True),
     _values("forget moments:", "learner", "reset_optimiser", False, True),
-    _values("guidance", "learner", "guidance_weight", 0.0, 0.3),
 )
 _PPO = PpoSettings(
     gamma=0.9,

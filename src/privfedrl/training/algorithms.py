@@ -7,11 +7,12 @@ noise before. There is no batch statistic, no replay priority and no stopping ru
 Notation: B trajectories, T steps, l_i the length of trajectory i, V the critic's output times
 value_scale, rho = pi(a|o) / pi_old(a|o), Q a network of action values.
 
-    REINFORCE  w = whitened returns-to-go / sqrt(l)
+    REINFORCE  w = whitened returns-to-go / sqrt(l), times pi / mixture where a guide acted as well
     A2C        w = A / (value_scale advantage_scale sqrt(l)),         v = A / (value_scale sqrt(l))
     PPO        as A2C, or without a critic as REINFORCE, with w times rho where the clipped
                surrogate has a gradient, else 0
-    DQN        w = huber'(r + gamma max_a' Q_target(o', a') - Q(o, a)) / sqrt(l), by value_scale
+    DQN        w = huber'(r + gamma Q_target(o', argmax_a' Q(o', a')) - Q(o, a)) / sqrt(l), all
+               by value_scale; a' chosen by Q_target itself if not double
 
 References: docs/algorithms/*.md give the update equations, the units and the costs.
 """

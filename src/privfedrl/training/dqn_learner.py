@@ -26,7 +26,6 @@ from privfedrl.rollout.policies import MlpPolicy
 from privfedrl.rollout.trajectory import TrajectoryBatch
 from privfedrl.training.dense_network import Adam, DenseNetwork, clip_norm_
 from privfedrl.training.learner_state import LearnerState
-from privfedrl.training.policy_heads import CategoricalHead
 from privfedrl.training.usable_rows import scheduled, usable_rows
 
 __all__ = ["DqnLearner", "DqnSettings", "ReplayMemory", "Transitions", "transitions_of"]
@@ -50,12 +49,10 @@ class DqnSettings:
         updates_per_step: optimiser steps per new transition, > 0.
         replay_capacity: transitions kept; the oldest go first.
         target_interval: optimiser steps between two copies into the target network, >= 1.
-        reset_optimiser: forget Adam's moments before every round (see ``PpoSettings``).
-        warm_up: transitions in memory before the first optimiser step, >= 1.
+        reset_optimiser: forget Adam's moments before every batch (see ``PpoSettings``).
         double: choose the next action by the network and value it by the target network.
         value_scale: the network predicts Q / value_scale; greedy actions do not depend on it.
         max_grad_norm: L2 norm to which the gradient of a minibatch is scaled down.
-        guidance_weight: weight of the mean KL(softmax of published Q || softmax of Q).
     """
 
     gamma: float
@@ -65,16 +62,14 @@ class DqnSettings:
     replay_capacity: int
     target_interval: int
     reset_optimiser: bool
-    warm_up: int = 1
     double: bool = True
     value_scale: float = 1.0
     max_grad_norm: float = 10.0
-    guidance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:  # False for NaN too
             raise ConfigurationError(f"gamma must be in [0, 1], got {self.gamma!r}")
-        for name in ("batch_size", "replay_capacity", "target_interval", "warm_up"):
+        for name in ("batch_size", "replay_capacity", "target_interval"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigurationError(f"{name} must be an integer >= 1, got {value!r}")
@@ -82,14 +77,6 @@ class DqnSettings:
             value = getattr(self, name)
             if not 0.0 < value < math.inf:
                 raise ConfigurationError(f"{name} must be finite and > 0, got {value!r}")
-        if not 0.0 <= self.guidance_weight < math.inf:
-            raise ConfigurationError(
-                f"guidance_weight must be finite and >= 0, got {self.guidance_weight!r}"
-            )
-        if self.warm_up > self.replay_capacity:
-            raise ConfigurationError(
-                f"warm_up must be <= replay_capacity, got {self.warm_up} > {self.replay_capacity}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -185,12 +172,10 @@ class DqnLearner(LearnerState):
         """The networks: views of vectors."""
         size = self.policy.num_parameters
         self._vector, self._gradient, unused = (np.zeros(size, np.float32) for _ in range(3))
-        self._target_vector, self._guide_vector = (np.zeros(size, np.float32) for _ in range(2))
+        self._target_vector = np.zeros(size, np.float32)
         layers = self.policy.layers
         self._network = DenseNetwork(layers, self._vector, self._gradient)
         self._target = DenseNetwork(layers, self._target_vector, unused)
-        self._guide = DenseNetwork(layers, self._guide_vector, unused)
-        self._head = CategoricalHead()
 
     def __repr__(self) -> str:
         """The architecture only; the state is the agent's own."""
@@ -211,7 +196,7 @@ class DqnLearner(LearnerState):
         Args:
             parameters: float [policy.num_parameters].
             batch: whole trajectories, collected by any policy.
-            global_parameters: the published parameters for the guidance; None: ``parameters``.
+            global_parameters: not used; values have no distribution to stay near to.
             learning_rate: instead of the settings' (a public schedule).
         Returns:
             float64 [policy.num_parameters], finite; equal to ``parameters`` if nothing is learned.
@@ -220,15 +205,13 @@ class DqnLearner(LearnerState):
         """
         start = np.asarray(parameters, dtype=np.float64)
         self._vector[:] = self.policy.checked(start)
-        guide = start if global_parameters is None else np.asarray(global_parameters)
-        self._guide_vector[:] = self.policy.checked(guide)
         if self._remembered is None:
             self._remembered = self._vector.copy()
         self._target_vector[:] = self._remembered
         rate = scheduled("learning_rate", learning_rate, self.settings.learning_rate)
         new = transitions_of(batch, usable_rows(batch, self.policy))
         self._memory.add(new)
-        if len(self._memory) < self.settings.warm_up:
+        if not len(self._memory):
             return start.copy()
         before = self._vector.copy()
         if self.settings.reset_optimiser:
@@ -255,17 +238,14 @@ class DqnLearner(LearnerState):
                 self._target_vector[:] = self._vector
 
     def _differentiate(self, drawn: Transitions) -> None:
-        """Write the gradient of the mean Huber loss, and of the guidance, of a minibatch."""
+        """Write the gradient of the mean Huber loss of a minibatch."""
         n = drawn.actions.shape[0]
         targets = self._targets(drawn)
         values = self._network.forward(drawn.observations)
         rows = np.arange(n)
         miss = values[rows, drawn.actions] - targets
-        if self.settings.guidance_weight:
-            error = self._guidance(drawn, values) / np.float32(n)
-        else:
-            error = np.zeros_like(values)
-        error[rows, drawn.actions] += np.clip(miss, -_HUBER, _HUBER) / np.float32(n)
+        error = np.zeros_like(values)
+        error[rows, drawn.actions] = np.clip(miss, -_HUBER, _HUBER) / np.float32(n)
         self._network.backward(error)
 
     def _targets(self, drawn: Transitions) -> Float32:
@@ -280,14 +260,3 @@ class DqnLearner(LearnerState):
         later = np.where(drawn.ends, np.float32(0.0), value)
         targets = drawn.rewards / settings.value_scale + settings.gamma * later
         return targets.astype(np.float32, copy=False)
-
-    def _guidance(self, drawn: Transitions, values: Float32) -> Float32:
-        """Derivative of guidance_weight * KL by the values, [n, actions]."""
-        guide = self._head.describe(self._guide.forward(drawn.observations))
-        self._head.log_probabilities(values, drawn.actions)
-        return self._head.error(
-            np.zeros(drawn.actions.shape[0], np.float32),
-            entropy=0.0,
-            guide=guide,
-            guidance=self.settings.guidance_weight,
-        ).copy()

@@ -62,7 +62,7 @@ class PpoSettings:
         minibatch_size: samples per optimiser step; a batch is split into parts of about this size.
         learning_rate: of Adam, > 0.
         entropy_weight: weight of the entropy in the objective, >= 0.
-        reset_optimiser: forget Adam's moments before every round. They belong to the path of this
+        reset_optimiser: forget Adam's moments before every batch. They belong to the path of this
             agent; in a federation the published parameters jump between rounds.
         clip_range: the ratio counts up to 1 +- clip_range.
         value_weight: weight of the mean squared error of the critic.
@@ -71,11 +71,13 @@ class PpoSettings:
         normalise_advantages: to mean 0 and deviation 1 over the batch.
         normalise_observations: train in coordinates of running mean and deviation; what leaves is
             still a network on raw observations.
-        target_kl: stop the round when the mean KL from the old policy, estimated on a minibatch,
-            exceeds 1.5 times this; None: never.
+        target_kl: leave the rest of a batch when the mean KL from the policy before it, estimated
+            on a minibatch, exceeds 1.5 times this; None: never.
         guidance_weight: weight of the mean KL(published policy || policy) on local states.
-        behaviour_mixture: p in [0, 1): the published policy acted in a share p of the steps, so
-            ratios are to the mixture; 0: the policy that is improved acted alone.
+        behaviour_mixture: p in [0, 1): the published policy acted in a share p of the steps; each
+            sample is weighed by the probability of its action before the batch over that under
+            the mixture, and clipped by the ratio to the former (Hilton et al. 2022, decoupled
+            objective). 0: the policy that is improved acted alone.
         private_critic_hidden: tanh layers of a critic that stays inside the agent, for a policy
             that has none: half the coordinates to be noised, and no clip norm spent on values.
     """
@@ -131,7 +133,8 @@ class _Samples:
 
     inputs: Float32  # [N, obs]
     actions: NDArray  # int64 [N] or float32 [N, act]
-    old: Float32  # [N], log-probability of the action before the round
+    old: Float32  # [N], log-probability of the action before the batch
+    weights: Float32 | None  # [N], that probability over the mixture's; None without a mixture
     advantages: Float32  # [N]
     targets: Float32  # [N], value / value_scale
     guide: Float32 | None  # [N, columns], see PolicyHead.describe
@@ -142,6 +145,7 @@ class _Samples:
             inputs=self.inputs[chosen],
             actions=self.actions[chosen],
             old=self.old[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
             advantages=self.advantages[chosen],
             targets=self.targets[chosen],
             guide=None if self.guide is None else self.guide[chosen],
@@ -232,15 +236,14 @@ class PpoLearner(LearnerState):
         *,
         global_parameters: NDArray[np.floating] | None = None,
         learning_rate: float | None = None,
-        clip_range: float | None = None,
     ) -> Float64:
-        """The parameters after one round of PPO on the batch.
+        """The parameters after PPO on the batch.
 
         Args:
             parameters: float [policy.num_parameters] that collected the batch.
             batch: whole trajectories; see ``generalised_advantages`` for those that were cut.
             global_parameters: the published parameters for the guidance; None: ``parameters``.
-            learning_rate, clip_range: instead of the settings' (public schedules).
+            learning_rate: instead of the settings' (a public schedule).
         Returns:
             float64 [policy.num_parameters], finite; equal to ``parameters`` if the batch holds
             nothing to learn from.
@@ -260,7 +263,6 @@ class PpoLearner(LearnerState):
                 batch,
                 rows,
                 scheduled("learning_rate", learning_rate, self.settings.learning_rate),
-                scheduled("clip_range", clip_range, self.settings.clip_range),
             )
 
     def _improve(
@@ -270,7 +272,6 @@ class PpoLearner(LearnerState):
         batch: TrajectoryBatch,
         rows: Bool,
         learning_rate: float,
-        clip_range: float,
     ) -> Float64:
         mask = batch.mask & rows[:, None]
         if self._scale is not None:
@@ -281,7 +282,7 @@ class PpoLearner(LearnerState):
             return start.copy()
         if self.settings.reset_optimiser:
             self._adam.reset()
-        self._train(samples, learning_rate, clip_range)
+        self._train(samples, learning_rate)
         return self._finish(start, before)
 
     def _whole(self, parameters: Float64) -> Float64:
@@ -322,7 +323,7 @@ class PpoLearner(LearnerState):
         return result[:split]
 
     def _samples(self, batch: TrajectoryBatch, mask: Bool, guide: Float64) -> _Samples:
-        """All that stays fixed while the round trains."""
+        """All that stays fixed while the batch is trained on."""
         settings = self.settings
         raw = batch.observations[mask]
         inputs = raw if self._scale is None else self._scale.normalised(raw)
@@ -340,14 +341,16 @@ class PpoLearner(LearnerState):
         targets = (advantages + values)[known] / settings.value_scale
         gains = advantages[known]
         inputs, actions = inputs[known[mask]], batch.actions[known]
-        old, share = self._log_probabilities(inputs, actions), settings.behaviour_mixture
-        if share:
+        old, weights = self._log_probabilities(inputs, actions), None
+        if share := settings.behaviour_mixture:
             guided = self._under(guide, lambda: self._log_probabilities(inputs, actions))
-            old = np.logaddexp(math.log1p(-share) + old, math.log(share) + guided)
+            mixed = np.logaddexp(math.log1p(-share) + old, math.log(share) + guided)
+            weights = np.exp(old - mixed).astype(np.float32)  # at most 1 / (1 - share)
         return _Samples(
             inputs=inputs,
             actions=actions,
             old=old,
+            weights=weights,
             advantages=_standardised(gains, settings.normalise_advantages),
             targets=targets.astype(np.float32),
             guide=None
@@ -366,32 +369,33 @@ class PpoLearner(LearnerState):
     def _under(self, guide: Float64, say: Callable[[], Float32]) -> Float32:
         """What ``say`` gives while the published policy is loaded."""
         now = self._vector.copy()
-        self._load(self._whole(guide) if self._private_critic is not None else guide)
+        self._load(self._whole(guide))
         said = say()
         self._vector[:] = now
         return said
 
-    def _train(self, samples: _Samples, learning_rate: float, clip_range: float) -> None:
+    def _train(self, samples: _Samples, learning_rate: float) -> None:
         """Epochs of minibatches; ends early by KL, and skips steps that are not finite."""
         for _ in range(self.settings.epochs):
             shuffled = samples.at(self._rng.permutation(samples.old.shape[0]))
             for part in shuffled.parts(self.settings.minibatch_size):
-                if not self._differentiate(part, clip_range):
+                if not self._differentiate(part):
                     return
                 if clip_norm_(self._gradient, self.settings.max_grad_norm):
                     self._adam.step(self._vector, self._gradient, learning_rate)
 
-    def _differentiate(self, part: _Samples, clip_range: float) -> bool:
+    def _differentiate(self, part: _Samples) -> bool:
         """Write the gradient of the loss of one minibatch; False if KL says to stop."""
         settings, n = self.settings, part.old.shape[0]
         outputs = self._actor.forward(part.inputs)
         gap = self._head.log_probabilities(outputs, part.actions) - part.old
         ratio = np.exp(gap)
+        counted = np.float32(1.0) if part.weights is None else part.weights
         # an estimate of KL(old || new) that is never negative
-        moved = float((ratio - 1.0 - gap).mean())
+        moved = float((counted * (ratio - 1.0 - gap)).mean())
         if settings.target_kl is not None and moved > _KL_MARGIN * settings.target_kl:
             return False
-        weights = surrogate_weights(ratio, part.advantages, clip_range)
+        weights = counted * surrogate_weights(ratio, part.advantages, settings.clip_range)
         error = self._head.error(
             weights.astype(np.float32) * np.float32(-1.0 / n),
             entropy=settings.entropy_weight / n,
