@@ -93,14 +93,18 @@ def test_failures_of_a_block_that_forgets_its_old_record_are_seen_through_every_
 
     class Own(VectorCartPole):
         def reset(self, rng):
-            self.failures = {}
+            self.failures, self.numbers = {}, np.arange(self.num_envs)
             return super().reset(rng)
+
+        def select(self, rows):
+            self.numbers = self.numbers[rows]
+            super().select(rows)
 
         def step(self, actions):
             if not self.failures:
                 self.failures[1] = EnvironmentFault("the valve")
             seen, rewards, terminated, truncated = super().step(actions)
-            return seen, rewards, terminated, truncated | (self._numbers == 1)
+            return seen, rewards, terminated, truncated | (self.numbers == 1)
 
     for wrap in (
         lambda env: env,

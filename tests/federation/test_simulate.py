@@ -20,7 +20,8 @@ from privfedrl.errors import (
     PrivacyError,
     RoundAborted,
 )
-from privfedrl.federation.run_directory import METRICS, ORACLE, RunDirectory
+from privfedrl.federation import fleet_experience
+from privfedrl.federation.run_directory import HETEROGENEITY, METRICS, ORACLE, RunDirectory
 from privfedrl.federation.simulate import Progress, Runtime, simulate
 from privfedrl.federation.simulated_round import DROPOUT_STAGES, dropout_schedule
 from privfedrl.plan import Plan
@@ -386,6 +387,86 @@ def test_a_plan_for_another_environment_is_refused(
     plan = make_plan(policy={"observations": 5})
     with pytest.raises(ConfigurationError, match="observation"):
         simulate(plan, out=tmp_path / "run", seed=3, runtime=ONE)
+    assert not (tmp_path / "run").exists()  # nor a charge in a ledger of it
+
+
+def test_an_environment_that_does_not_exist_leaves_no_run(
+    tmp_path: Path, make_plan: Callable[..., Plan]
+) -> None:
+    plan = make_plan(fleet={"environment": "NoSuchEnvironment-v0"})
+    with pytest.raises(ConfigurationError, match="registered"):
+        simulate(plan, out=tmp_path / "run", seed=3, runtime=ONE)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fleet", "text"),
+    [
+        ({"environment": "MountainCar-v0", "level": 0.5}, "fleet.level must be 0 for the physics"),
+        (
+            {"environment": "LunarLander-v3", "level": 0.5, "varies": ("initial-states",)},
+            "fleet.varies must not name initial-states",
+        ),
+    ],
+)
+def test_what_an_environment_cannot_vary_is_told_by_the_check(
+    make_plan: Callable[..., Plan], fleet: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        make_plan(fleet=fleet).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"workers": 0}, "workers"),
+        ({"workers": -1}, "workers"),
+        ({"workers": True}, "workers"),
+        ({"torch_threads": 0}, "torch_threads"),
+        ({"torch_threads": None}, "torch_threads"),
+        ({"rollout_timeout_s": 0.0}, "rollout_timeout_s"),
+        ({"rollout_timeout_s": math.inf}, "rollout_timeout_s"),
+    ],
+)
+def test_switches_out_of_range_are_refused_by_their_names(given: Any, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{named} must be"):
+        Runtime(**given)
+
+
+DYING = """
+import os, gymnasium, numpy as np
+
+class Dying(gymnasium.Env):
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        self.time += 1
+        if self.time > 10:
+            os._exit(3)
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+gymnasium.register("Dying-v0", entry_point=Dying)
+"""
+
+
+def test_an_environment_that_dies_beyond_the_horizon_costs_the_measurement_only(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heterogeneity is measured by a random policy after training: not in this process."""
+    (tmp_path / "privfedrl_dying.py").write_text(DYING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = make_plan(
+        SHORT,
+        fleet={"environment": "privfedrl_dying:Dying-v0", "horizon": 8},
+        policy={"observations": 3},
+    )
+    run = simulate(plan, out=tmp_path / "run", seed=3, runtime=ONE)
+    assert (run.path / HETEROGENEITY).exists()  # at the plan's horizon nobody dies
+    with pytest.raises(EnvironmentFault, match="ended without an answer"):
+        fleet_experience.fleet_heterogeneity(plan.replace("fleet", horizon=20), seed=3)
 
 
 def test_nothing_is_released_where_the_mean_return_is_not(

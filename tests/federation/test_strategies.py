@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from privfedrl.envs import nominal
 from privfedrl.errors import ConfigurationError
 from privfedrl.federation.contribution import contribute, local_trainer, published_model
+from privfedrl.federation.coordinator import initial_federation_state
 from privfedrl.federation.fleet_experience import FleetExperience
+from privfedrl.federation.releases import _averaged
 from privfedrl.federation.setup import round_setup
 from privfedrl.federation.strategies import (
     initial_state,
@@ -217,3 +220,22 @@ def test_fedavg_with_one_local_step_is_fedsgd_when_agents_are_alike(
         )
         assert np.abs(found[name] - theta).max() > 1e-3
     assert found["fedavg"] == pytest.approx(found["fedsgd"], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("share", "rounds", "last"),
+    [(0.0, 10, 0), (0.5, 10, 5), (0.7, 10, 7), (0.7, 100, 70), (0.25, 10, 2)],
+)
+def test_a_run_ends_with_the_mean_of_that_share_of_its_policies(
+    make_plan: Any, share: float, rounds: int, last: int
+) -> None:
+    setup = round_setup(make_plan(federation={"rounds": rounds, "averaging": share}))
+    rng = np.random.default_rng(0)
+    state = initial_federation_state(bytes(32), np.zeros(setup.policy.num_parameters))
+    policies = []
+    for index in range(rounds):
+        policies.append(rng.normal(size=setup.policy.num_parameters))
+        average = _averaged(setup, state, policies[-1])
+        state = replace(state, round=index + 1, parameters=policies[-1], average=average)
+    expected = np.mean(policies[-last:], axis=0) if last else policies[-1]
+    np.testing.assert_allclose(state.final, expected, rtol=1e-12, atol=1e-15)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from privfedrl.federation.guarantee import run_statement
+from privfedrl.federation.guarantee import _releases, _side_releases, run_statement
 from privfedrl.federation.setup import round_setup
 from privfedrl.federation.trust_texts import secure_aggregation, trust_model
-from privfedrl.plan import Plan
+from privfedrl.plan import AgentLearner, Plan
 from privfedrl.privacy import Ledger, Statement
 
 Make = Callable[..., Plan]
@@ -118,3 +118,41 @@ def test_a_sum_of_locally_noised_deltas_is_not_said_to_get_noise(
     found = stated(local, tmp_path)
     assert "after local steps with noise of their own" in found.releases[0].what
     assert not any("public only" in item for item in found.caveats.items)
+
+
+def test_what_an_agent_keeps_between_rounds_is_stated(
+    make_plan: Callable[..., Plan], agent_unit: dict[str, Any]
+) -> None:
+    def side(*sections: dict[str, Any]) -> Any:
+        return _side_releases(round_setup(make_plan(*sections)))
+
+    assert side().normaliser_state == "none is kept"
+    assert side(agent_unit).normaliser_state == "none is kept"
+    ppo = {"algorithm": "ppo", "local_learning_rate": 0.01}
+    kept = AgentLearner(
+        private_critic=(4,), normalise_observations=True, target_kl=0.02, reset_optimiser=False
+    )
+    found = side(agent_unit, {"training": ppo | {"learner": kept}})
+    for words in ("running means", "private critic", "optimiser's state", "not released"):
+        assert words in found.normaliser_state
+    assert "stop on its own data" in found.early_stopping
+    assert "stop on its own data" not in side(agent_unit).early_stopping
+    dqn = {"algorithm": "dqn", "local_learning_rate": 0.01, "target_rounds": 100}
+    assert "a replay memory" in side(agent_unit, {"training": dqn}).normaliser_state
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({}, "policy gradients, as a new policy"),
+        (
+            {"training": {"algorithm": "a2c"}, "policy": {"critic_hidden": (4,)}},
+            "policy gradients and of a critic's",
+        ),
+        ({"training": {"algorithm": "dqn"}}, "gradients of action values"),
+    ],
+)
+def test_what_is_released_names_every_part_of_the_vector(
+    make_plan: Callable[..., Plan], sections: dict[str, Any], words: str
+) -> None:
+    assert words in _releases(round_setup(make_plan(sections)))[0].what

@@ -117,6 +117,24 @@ REFUSED: Mapping[str, tuple[tuple[Sections, ...], str]] = {
         (PPO, {"privacy": {"critic_clip_norm": 0.0}}),
         r"privacy\.critic_clip_norm must lie in \[1e-12, 1e\+09\], got 0.0",
     ),
+    # what is a default elsewhere and none for a learner
+    "step size of a learner": (
+        (training(algorithm="ppo", local_learning_rate=1.0), AGENT, learner(private_critic=())),
+        r"local_learning_rate must be at most 0.1 for 'ppo' inside an agent, got 1.0: .* 0.001",
+    ),
+    "no target network": (
+        (DQN, AGENT, training(local_learning_rate=0.001, target_rounds=1)),
+        r"target_rounds must be at least 2 for 'dqn' inside an agent, got 1: .* 100 to 1,000",
+    ),
+    # what local noised steps cannot use
+    "guided local noise": (
+        (LOCAL, training(guidance_weight=0.5)),
+        r"guidance_weight does nothing where the policy that is improved is the one that collected",
+    ),
+    "targets of local noise": (
+        (DQN, LOCAL, training(target_rounds=3, local_steps=2)),
+        r"target_rounds must be 1 with mechanism 'local-skellam', got 3: .* 'skellam'",
+    ),
     # what an algorithm can and cannot do
     "bootstrap without critic": (
         (training(truncation="bootstrap"),),
@@ -317,16 +335,30 @@ SOUND: Mapping[str, tuple[Sections, ...]] = {
     "reinforce, memory": ({"policy": {"recurrent": 4}},),
     "a2c": (A2C, training(truncation="bootstrap"), {"privacy": {"critic_clip_norm": 0.1}}),
     "a2c, person": (A2C, PERSON),
-    "a2c, agent": (training(algorithm="a2c"), AGENT, learner(private_critic=())),
+    "a2c, agent": (
+        training(algorithm="a2c", local_learning_rate=0.01),
+        AGENT,
+        learner(private_critic=()),
+    ),
     "a2c, local steps": (A2C, LOCAL),
     "ppo": (PPO, training(epochs=3, guidance_weight=0.1)),
     "ppo, person": (PPO, PERSON, training(epochs=2)),
     "ppo, returns": (RETURNS, training(epochs=3, truncation="continue", gamma=0.9)),
-    "ppo, agent": (PPO, AGENT, training(epochs=3, guidance_weight=0.1), learner(target_kl=0.01)),
+    "ppo, agent": (
+        PPO,
+        AGENT,
+        training(epochs=3, guidance_weight=0.1, local_learning_rate=0.01),
+        learner(target_kl=0.01),
+    ),
     "ppo, bounds": (PPO, CONTINUOUS, {"policy": {"action_low": -2.0, "action_high": 2.0}}),
     "dqn": (DQN, training(replay_rounds=3, target_rounds=2, truncation="bootstrap")),
     "dqn, person": (DQN, PERSON),
-    "dqn, agent": (DQN, AGENT, learner(replay_capacity=100)),
+    "dqn, agent": (
+        DQN,
+        AGENT,
+        training(local_learning_rate=0.01, target_rounds=100),
+        learner(replay_capacity=100),
+    ),
 }
 
 
