@@ -418,3 +418,17 @@ def unchecked(*layers: Sections) -> Plan:
     for name, values in bad.items():
         object.__setattr__(good, name, KINDS[name](**values))
     return good
+
+
+def test_prioritised_replay_cannot_be_asked_for() -> None:
+    """Not even by name: how often a transition is drawn would depend on the errors of others."""
+    text = made(
+        DQN,
+        AGENT,
+        training(local_learning_rate=0.01, target_rounds=100),
+        learner(replay_capacity=100),
+    ).to_toml()
+    assert Plan.from_text(text).training.learner is not None
+    asked = text.replace("replay_capacity = 100", "replay_capacity = 100\nprioritised = true")
+    with pytest.raises(ConfigurationError, match=r"learner\.prioritised is not known here"):
+        Plan.from_text(asked)
