@@ -292,7 +292,7 @@ def in_process_of_its_own(function: Callable[..., Any], *arguments: Any, timeout
     worker = _Worker.start(_serve_once, function, arguments)
     try:
         answer: Any = _STARTED
-        while answer == _STARTED:
+        while isinstance(answer, str) and answer == _STARTED:
             if not worker.connection.poll(timeout_s):
                 raise EnvironmentFault(f"no answer within {timeout_s:g} s")
             answer = worker.connection.recv()
