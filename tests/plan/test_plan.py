@@ -546,11 +546,13 @@ CRITIC: dict[str, dict[str, Any]] = {
     "training": {"algorithm": "ppo"},
     "policy": {"critic_hidden": (4,)},
 }
+PPO_INSIDE = {"algorithm": "ppo", "local_learning_rate": 0.01}
 LEARNING: dict[str, dict[str, Any]] = CRITIC | {
+    "training": PPO_INSIDE,
     "privacy": {"unit": "agent"},
     "federation": {"strategy": "fedavg"},
 }
-EXPLORING = LEARNING | {"training": {"algorithm": "ppo", "local_steps": 2}}
+EXPLORING = LEARNING | {"training": PPO_INSIDE | {"local_steps": 2}}
 BOUNDED: dict[str, Any] = {"action_kind": "continuous", "action_low": -1.0, "action_high": 1.0}
 # what can only be changed where something else is as well
 ELSEWHERE: list[tuple[dict[str, dict[str, Any]], str, str, object]] = [
@@ -601,7 +603,7 @@ def test_the_digest_covers_everything_about_a_learner() -> None:
     hidden = [
         tiny(
             **(LEARNING | {"policy": {}})
-            | {"training": {"algorithm": "ppo", "learner": AgentLearner(private_critic=sizes)}}
+            | {"training": PPO_INSIDE | {"learner": AgentLearner(private_critic=sizes)}}
         )
         for sizes in ((4,), (5,))
     ]

@@ -52,6 +52,7 @@ def _torch_gradient(learner, parameters, part, guide):
     outputs = twin(torch.from_numpy(part.inputs).double())
     log_p = log_probabilities(outputs, torch.from_numpy(part.actions))
     ratio = torch.exp(log_p - torch.from_numpy(part.old).double())
+    counted = 1.0 if part.weights is None else torch.from_numpy(part.weights).double()
     gains = torch.from_numpy(part.advantages).double()
     low, high = 1.0 - settings.clip_range, 1.0 + settings.clip_range
     surrogate = torch.minimum(ratio * gains, ratio.clamp(low, high) * gains)
@@ -59,7 +60,7 @@ def _torch_gradient(learner, parameters, part, guide):
     with torch.no_grad():
         published = reference(torch.from_numpy(part.inputs).double())
     misses = outputs.value - torch.from_numpy(part.targets).double()
-    loss = -surrogate - settings.entropy_weight * entropies(outputs)
+    loss = -counted * surrogate - settings.entropy_weight * entropies(outputs)
     loss = loss + settings.value_weight * misses**2
     loss = loss + settings.guidance_weight * divergences(published, outputs)
     loss.mean().backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -367,13 +368,16 @@ def test_a_plan_with_a_memory_trains_by_the_path_that_it_allows() -> None:
     assert (np.abs(update.rows[:, :memory]).max(axis=1) > 0).all()
 
 
+LEARNS: dict[str, Any] = {"local_learning_rate": 0.01, "learner": AgentLearner()}
+
+
 @pytest.mark.parametrize(
     ("unit", "training", "reason"),
     [
         ("trajectory", {"algorithm": "dqn"}, "replays single transitions"),
-        ("agent", {"algorithm": "dqn", "learner": AgentLearner()}, "replays single transitions"),
-        ("agent", {"algorithm": "ppo", "learner": AgentLearner()}, "tear trajectories apart"),
-        ("agent", {"algorithm": "a2c", "learner": AgentLearner()}, "tear trajectories apart"),
+        ("agent", LEARNS | {"algorithm": "dqn", "target_rounds": 9}, "replays single transitions"),
+        ("agent", LEARNS | {"algorithm": "ppo"}, "tear trajectories apart"),
+        ("agent", LEARNS | {"algorithm": "a2c"}, "tear trajectories apart"),
     ],
 )
 def test_plans_that_would_forget_are_refused_with_the_reason(unit, training, reason) -> None:
