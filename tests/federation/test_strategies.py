@@ -224,7 +224,7 @@ def test_fedavg_with_one_local_step_is_fedsgd_when_agents_are_alike(
 
 @pytest.mark.parametrize(
     ("share", "rounds", "last"),
-    [(0.0, 10, 0), (0.5, 10, 5), (0.7, 10, 7), (0.7, 100, 70), (0.25, 10, 2)],
+    [(0.0, 10, 0), (0.5, 10, 5), (0.7, 10, 7), (0.7, 100, 70), (0.25, 10, 2), (0.29, 100, 29)],
 )
 def test_a_run_ends_with_the_mean_of_that_share_of_its_policies(
     make_plan: Any, share: float, rounds: int, last: int

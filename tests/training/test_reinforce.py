@@ -50,6 +50,16 @@ def test_a_reward_that_is_not_finite_spoils_its_own_trajectory_only(bad, truncat
     assert np.array_equal(found[1], trajectory_weights(batch, gamma=0.9, truncation=truncation)[1])
 
 
+def test_rewards_whose_sum_is_not_finite_spoil_their_own_trajectory_only(make_batch):
+    batch = make_batch([4, 9])
+    arguments = {"gamma": 0.9, "truncation": Truncation.CONTINUE}
+    rewards = batch.rewards.astype(np.float64)
+    rewards[0, :2] = 1.7e308  # finite, unlike their sum
+    found = trajectory_weights(replace(batch, rewards=rewards), **arguments)
+    assert np.isnan(found[0, :4]).all()
+    assert np.array_equal(found[1], trajectory_weights(batch, **arguments)[1])
+
+
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
 def test_a_discount_outside_the_unit_interval_is_refused(gamma, make_batch):
     with pytest.raises(ConfigurationError, match="gamma"):
