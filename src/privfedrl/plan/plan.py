@@ -19,12 +19,9 @@ from typing import Any
 from privfedrl.errors import ConfigurationError, StorageError
 from privfedrl.plan.rules import MAX_COMPLETE_AGENTS, RULES
 from privfedrl.plan.sections import (
-    AdaptiveClip,
-    AgentLearner,
     EncodingPlan,
     FederationPlan,
     FleetPlan,
-    MeanReturnRelease,
     PolicyPlan,
     PrivacyPlan,
     ProtectionPlan,
@@ -37,20 +34,7 @@ from privfedrl.privacy.units import Unit
 if typing.TYPE_CHECKING:
     from privfedrl.federation.promise import Promise
 
-__all__ = [
-    "AdaptiveClip",
-    "AgentLearner",
-    "EncodingPlan",
-    "FederationPlan",
-    "FleetPlan",
-    "MeanReturnRelease",
-    "Plan",
-    "PolicyPlan",
-    "PrivacyPlan",
-    "ProtectionPlan",
-    "SimulationPlan",
-    "TrainingPlan",
-]
+__all__ = ["Plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
