@@ -404,7 +404,7 @@ def _normaliser_state(setup: RoundSetup) -> str:
     learner = _inside_agents(setup)
     kept = []
     if learner is not None and setup.plan.training.algorithm == "dqn":
-        kept.append("a replay memory")
+        kept.append("a replay memory and a target network")
     elif learner is not None and learner.normalise_observations:
         kept.append("running means and deviations of observations")
     if learner is not None and learner.private_critic is not None:
