@@ -138,7 +138,8 @@ def test_what_an_agent_keeps_between_rounds_is_stated(
     assert "stop on its own data" in found.early_stopping
     assert "stop on its own data" not in side(agent_unit).early_stopping
     dqn = {"algorithm": "dqn", "local_learning_rate": 0.01, "target_rounds": 100}
-    assert "a replay memory and a target network" in side(agent_unit, {"training": dqn}).normaliser_state
+    kept_by_dqn = side(agent_unit, {"training": dqn}).normaliser_state
+    assert "a replay memory and a target network" in kept_by_dqn
 
 
 @pytest.mark.parametrize(
